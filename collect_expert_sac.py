@@ -1,0 +1,1053 @@
+"""The SAC expert and its demonstrations, complete in one file.
+
+Soft Actor-Critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905) with twin critics and automatic temperature:
+maximize return plus temperature x entropy, off-policy, from a replay buffer:
+
+    repeat:  step the environments with sampled actions -> store -> per update: critics, actor, temperature, target
+
+ 1. Critics regress on  r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s'))        (equations 5 and 6)
+ 2. The actor minimizes  alpha log pi(a|s) - min_i Q_i(s, a),  a = tanh(mean + std * noise)           (equation 9)
+ 3. The temperature alpha is moved until the policy's entropy is the target, minus the action dimension (equation 18)
+
+Where this departs from the usual implementation, and why: @@WHY@@
+
+Commands (two CPU cores):
+
+    python collect_expert_sac.py train                                   # @@TIME@@: the shipped expert and its five sets
+    python collect_expert_sac.py train --resume runs/<run>/checkpoint.pt # go on where a killed run stopped
+    python collect_expert_sac.py collect --expert data/expert.pt --output-dir data
+    python collect_expert_sac.py inspect --demos data/halfcheetah-v4_sac_stochastic-one.npz
+    python collect_expert_sac.py convert --source demos.pkl --target demos.npz   # the original author's pickles, both ways
+"""
+
+import copy
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pickle
+import sys
+import time
+import typing
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.vector import AutoresetMode
+from mujoco.batch import Batch
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+LOG_INTERVAL = 10_000  # env steps between rows of metrics.csv
+PICKLE_KEYS = ("state", "action", "reward")
+NOISE_LEVELS = {"deterministic": 0.0, "stochastic-half": 0.5, "stochastic-one": 1.0, "stochastic-one_five": 1.5}
+NOISE_LEVELS |= {"stochastic-two": 2.0}  # multiples of the policy's own standard deviation
+
+
+@dataclass
+class Train:
+    """Train the expert, evaluate it and record the five demonstration sets."""
+
+    exp_name: str = "collect_expert_sac"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: networks, environments, minibatches"""
+    env_id: str = "HalfCheetah-v4"
+    """environment id"""
+    max_episode_steps: int = 100
+    """episodes are cut here, in training as in the sets (0: the environment's own limit)"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    eval_interval: int = 50_000
+    """env steps between evaluations (20 episodes with the mean action)"""
+    checkpoint_interval: int = 200_000
+    """env steps between checkpoints (each holds the replay buffer: about 164 MB for a million steps)"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+    cuda: bool = False
+    """run the networks on the GPU"""
+    threads: int = 0
+    """threads that step the physics and multiply matrices (0: one a core)"""
+
+    total_timesteps: int = 2_400_000
+    """environment steps of the whole run"""
+    num_envs: int = 32
+    """parallel environments (N)"""
+    updates_per_step: float = 0.125
+    """gradient updates per environment step"""
+    learning_starts: int = 20_000
+    """env steps with uniformly random actions before the first update"""
+    buffer_size: int = 1_000_000
+    """transitions that the replay buffer holds"""
+    batch_size: int = 256
+    """transitions in a minibatch"""
+    hidden_size: int = 256
+    """width of the two hidden layers of actor and critics"""
+    learning_rate: float = 1e-3
+    """Adam step size of actor, critics and temperature"""
+    anneal_lr: bool = True
+    """let that step size fall linearly to zero over the run"""
+    gamma: float = 0.97
+    """discount factor"""
+    tau: float = 0.005
+    """how far the target critics move towards the critics at each update"""
+
+
+@dataclass
+class Collect:
+    """Record the five demonstration sets from a saved expert."""
+
+    expert: str = "data/expert.pt"
+    """policy.pt of an expert that `train` saved"""
+    output_dir: str = "data"
+    """folder that receives the five .npz files"""
+    episodes: int = 50
+    """episodes in each set"""
+    seed: int = 1
+    """seed of the episodes; each set has environments and noise of its own"""
+
+
+@dataclass
+class Inspect:
+    """Describe a demonstration set: a table and a figure."""
+
+    demos: str
+    """demonstration set (.npz)"""
+    figure: str = "demos.png"
+    """file for the figure"""
+
+
+@dataclass
+class Convert:
+    """Translate the original author's pickles to this project's .npz or back, by the files' endings."""
+
+    source: str
+    """.pkl (list of trajectories, each a list of {state, action, reward, done}) or .npz"""
+    target: str
+    """the other kind"""
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Train) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = [
+        "eval_interval",
+        "checkpoint_interval",
+        "total_timesteps",
+        "num_envs",
+        "updates_per_step",
+        "buffer_size",
+    ]
+    positive += ["batch_size", "hidden_size", "learning_rate"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, ["seed", "max_episode_steps", "threads", "learning_starts"], "0 or greater", lambda x: x >= 0)
+    require_range(args, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+def select_device(cuda: bool) -> torch.device:
+    """The device asked for; an error rather than a silent fallback when there is no GPU."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# Environments: both classes give the same loop the same things
+
+
+class BatchHalfCheetah:
+    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
+    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
+
+    frame_skip = 5
+    reset_noise = 0.1
+    control_cost = 0.1
+
+    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
+        self.dt = self.frame_skip * self.model.opt.timestep
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.rng = np.random.default_rng(seed)
+
+    def observe(self) -> np.ndarray:
+        """(N, O) float64: all positions but the root's x, then all velocities."""
+        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given simulations (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
+        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
+        self.elapsed[ids] = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
+
+        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
+        """
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=self.frame_skip)
+        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
+        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        next_obs = final_obs = self.observe()
+        if truncated.any():
+            next_obs = self.reset(np.flatnonzero(truncated))
+        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
+
+    def state_dict(self) -> dict:
+        """Everything the simulations need to go on bit for bit, warm starts included."""
+        state = torch.from_numpy(self.batch.state.copy())
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.batch.state[:] = saved["state"].numpy()
+        self.elapsed[:] = saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+class GymnasiumEnvs:
+    """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
+
+    def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        try:
+            self.envs = gym.make_vec(
+                env_id,
+                num_envs,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+                max_episode_steps=max_episode_steps or None,
+            )
+        except gym.error.Error as error:
+            raise UserError(
+                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
+            ) from None
+        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        for name, space in (("observations", obs_space), ("actions", action_space)):
+            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
+        self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
+        self.action_low, self.action_high = action_space.low, action_space.high
+        self.seed = seed
+
+    def reset(self) -> np.ndarray:
+        return self.envs.reset(seed=self.seed)[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As BatchHalfCheetah.step."""
+        next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        final_obs = next_obs
+        ended = terminated | truncated
+        if ended.any():
+            final_obs = next_obs.copy()
+            final_obs[ended] = np.stack(info["final_obs"][ended])
+        return next_obs, rewards, terminated, truncated, final_obs
+
+    def state_dict(self) -> dict:
+        return {}  # a general simulator's state cannot be read: a resumed run starts new episodes
+
+    def load_state_dict(self, saved: dict) -> None:
+        pass
+
+
+def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+    return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
+
+
+# Networks
+
+
+class TwinCritic(nn.Module):
+    """Two independent Q-functions evaluated at once: (B, O), (B, A) -> (2, B). One batched matrix product a layer is half
+    the work of launching two networks."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        sizes = [obs_dim + action_dim, hidden_size, hidden_size, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+            bound = 1 / math.sqrt(fan_in)  # nn.Linear's own initialization
+            for group, shape in ((self.weights, (2, fan_in, fan_out)), (self.biases, (2, 1, fan_out))):
+                group.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator)))
+
+    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([obs, action], dim=-1).expand(2, -1, -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, F.relu(x) if i else x, weight)
+        return x.squeeze(-1)
+
+
+def make_actor(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+    """ReLU network from observations to mean and raw log standard deviation, (B, O) -> (B, 2A)."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        layer, bound = nn.Linear(fan_in, fan_out), 1 / math.sqrt(fan_in)
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def sample_action(
+    actor: nn.Module, obs: torch.Tensor, noise: torch.Tensor, noise_scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """tanh(mean + noise_scale * std * noise) in [-1, 1], (B, A), and its log-probability at noise_scale 1, (B,).
+
+    The density follows from the change of variables (appendix C), with log(1 - tanh(u)^2) in a form that does not
+    overflow: 2 (log 2 - u - softplus(-2u)).
+    """
+    mean, raw_log_std = actor(obs).chunk(2, dim=-1)
+    log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw_log_std) + 1)
+    u = mean + noise_scale * log_std.exp() * noise
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    return torch.tanh(u), (log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)
+
+
+# The algorithm
+
+
+class ReplayBuffer:
+    """The latest `size` transitions, in preallocated tensors; actions in [-1, 1]."""
+
+    def __init__(self, size: int, obs_dim: int, action_dim: int, device: torch.device):
+        shapes = {"obs": (size, obs_dim), "action": (size, action_dim), "next_obs": (size, obs_dim)}
+        shapes |= {"reward": (size,), "terminated": (size,)}
+        self.data = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self.size, self.added = size, 0
+
+    def add(self, **transitions: np.ndarray) -> None:
+        """Store N transitions, each field (N, ...)."""
+        count = len(transitions["reward"])
+        index = torch.arange(self.added, self.added + count) % self.size
+        for name, value in transitions.items():
+            self.data[name][index] = torch.as_tensor(value, dtype=torch.float32).to(self.data[name].device)
+        self.added += count
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        index = torch.randint(min(self.added, self.size), (batch_size,), generator=generator)
+        return {name: value[index] for name, value in self.data.items()}
+
+    def state_dict(self) -> dict:
+        filled = min(self.added, self.size)
+        return {"added": self.added, "data": {name: value[:filled].clone() for name, value in self.data.items()}}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.added = saved["added"]
+        for name, value in saved["data"].items():
+            self.data[name][: len(value)] = value
+
+
+@dataclass
+class Learner:
+    """The networks and optimizers of one SAC agent."""
+
+    actor: nn.Module
+    critic: TwinCritic
+    target_critic: TwinCritic
+    log_alpha: nn.Parameter  # (), log of the temperature
+    actor_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    alpha_optimizer: torch.optim.Optimizer
+    target_entropy: float
+
+    @staticmethod
+    def create(
+        args: Train, obs_dim: int, action_dim: int, generator: torch.Generator, device: torch.device
+    ) -> "Learner":
+        hidden = args.hidden_size
+        actor = make_actor([obs_dim, hidden, hidden, 2 * action_dim], generator).to(device)
+        critic = TwinCritic(obs_dim, action_dim, hidden, generator).to(device)
+        target_critic = copy.deepcopy(critic).requires_grad_(False)
+        log_alpha = nn.Parameter(torch.zeros((), device=device))
+        optimizers = [
+            torch.optim.Adam(parameters, lr=args.learning_rate, fused=True)
+            for parameters in (actor.parameters(), critic.parameters(), [log_alpha])
+        ]
+        return Learner(actor, critic, target_critic, log_alpha, *optimizers, target_entropy=-float(action_dim))
+
+    def state_dict(self) -> dict:
+        parts = {name: part.state_dict() for name, part in vars(self).items() if hasattr(part, "state_dict")}
+        return parts | {"log_alpha": self.log_alpha.detach().clone()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        for name, part in vars(self).items():
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(saved[name])
+        self.log_alpha.data.copy_(saved["log_alpha"])
+
+
+def update(learner: Learner, batch: dict[str, torch.Tensor], gamma: float, tau: float, generator) -> torch.Tensor:
+    """One gradient step of critics, actor and temperature, and the target's move. Returns (5,): critic loss, actor loss,
+    temperature, its loss, policy entropy."""
+    obs, action, alpha = batch["obs"], batch["action"], learner.log_alpha.exp().detach()
+    noise = torch.randn((2, *action.shape), generator=generator).to(obs.device)
+
+    with torch.no_grad():
+        next_action, next_log_prob = sample_action(learner.actor, batch["next_obs"], noise[0])
+        next_value = learner.target_critic(batch["next_obs"], next_action).min(0).values - alpha * next_log_prob
+        target = batch["reward"] + gamma * (1 - batch["terminated"]) * next_value
+    critic_loss = 0.5 * (learner.critic(obs, action) - target).square().mean(1).sum()
+    learner.critic_optimizer.zero_grad()
+    critic_loss.backward()
+    learner.critic_optimizer.step()
+
+    learner.critic.requires_grad_(False)  # the actor's loss needs dQ/da only
+    policy_action, log_prob = sample_action(learner.actor, obs, noise[1])
+    actor_loss = (alpha * log_prob - learner.critic(obs, policy_action).min(0).values).mean()
+    learner.actor_optimizer.zero_grad()
+    actor_loss.backward()
+    learner.actor_optimizer.step()
+    learner.critic.requires_grad_(True)
+
+    alpha_loss = -learner.log_alpha.exp() * (log_prob.detach().mean() + learner.target_entropy)
+    learner.alpha_optimizer.zero_grad()
+    alpha_loss.backward()
+    learner.alpha_optimizer.step()
+
+    with torch.no_grad():
+        torch._foreach_lerp_(list(learner.target_critic.parameters()), list(learner.critic.parameters()), tau)
+        return torch.stack([critic_loss, actor_loss, alpha, alpha_loss, -log_prob.mean()])
+
+
+# Recording episodes
+
+
+@torch.inference_mode()
+def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) -> dict[str, np.ndarray]:
+    """Whole fresh episodes of a policy.pt of kind "tanh_gaussian", as the fields of a demonstration set.
+
+    noise_scale multiplies the policy's own standard deviation: 0 is the mean action. The physics state (qpos, qvel) is
+    recorded where the environment shows it.
+    """
+    envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, 0)
+    actor = make_actor(policy["sizes"], torch.Generator())
+    actor.load_state_dict(policy["weights"])
+    generator = torch.Generator().manual_seed(seed)
+    steps = [[] for _ in range(episodes)]  # per episode: (obs, action, reward, qpos, qvel)
+    finals, ends = [None] * episodes, [None] * episodes
+    obs = envs.reset()
+    while None in finals:
+        noise = torch.randn((episodes, envs.action_dim), generator=generator)
+        action = sample_action(actor, torch.as_tensor(obs, dtype=torch.float32), noise, noise_scale)[0].numpy()
+        action = scale_action(action, envs)
+        physics = physics_state(envs)
+        next_obs, reward, terminated, truncated, final_obs = envs.step(action)
+        for i in range(episodes):
+            if finals[i] is None:
+                steps[i].append((obs[i], action[i], reward[i], *(x[i] for x in physics)))
+                if terminated[i] or truncated[i]:
+                    finals[i] = (final_obs[i], *(x[i] for x in physics_state(envs, final=True)))
+                    ends[i] = (terminated[i], truncated[i])
+        obs = next_obs
+    fields = {
+        "observations": [[s[0] for s in episode] + [final[0]] for episode, final in zip(steps, finals)],
+        "actions": [[s[1] for s in episode] for episode in steps],
+        "rewards": [[s[2] for s in episode] for episode in steps],
+    }
+    if len(finals[0]) == 3:
+        fields["qpos"] = [[s[3] for s in episode] + [final[1]] for episode, final in zip(steps, finals)]
+        fields["qvel"] = [[s[4] for s in episode] + [final[2]] for episode, final in zip(steps, finals)]
+    arrays = {name: np.concatenate([np.asarray(episode) for episode in field]) for name, field in fields.items()}
+    arrays |= {name: arrays[name].astype(np.float32) for name in ("observations", "actions", "rewards")}
+    arrays["terminated"], arrays["truncated"] = np.array(ends).T
+    arrays["lengths"] = np.array([len(episode) for episode in steps], np.int64)
+    return arrays
+
+
+def export_policy(actor: nn.Sequential, envs, args: Train) -> dict:
+    """The content of policy.pt, which every script of this project can read."""
+    layers = [layer for layer in actor if isinstance(layer, nn.Linear)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "tanh_gaussian",  # ReLU layers to mean and raw log_std of a Gaussian squashed into the action bounds
+        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
+        "weights": {name: weight.detach().cpu().clone() for name, weight in actor.state_dict().items()},
+        "obs_mean": torch.zeros(envs.obs_dim),
+        "obs_std": torch.ones(envs.obs_dim),
+        "obs_clip": math.inf,
+        "env_id": args.env_id,
+        "max_episode_steps": args.max_episode_steps,
+    }
+
+
+def physics_state(envs, final: bool = False) -> tuple[np.ndarray, ...]:
+    """(qpos, qvel) of all simulations, before the last reset if final; nothing where the environment hides them."""
+    if not isinstance(envs, BatchHalfCheetah):
+        return ()
+    return (envs.final_qpos, envs.final_qvel) if final else (envs.qpos.copy(), envs.qvel.copy())
+
+
+def scale_action(action: np.ndarray, envs) -> np.ndarray:
+    """From [-1, 1] to the environment's bounds."""
+    return envs.action_low + 0.5 * (action + 1) * (envs.action_high - envs.action_low)
+
+
+def returns_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """(E,) undiscounted return of each recorded episode."""
+    return np.add.reduceat(arrays["rewards"].astype(np.float64), np.cumsum(arrays["lengths"]) - arrays["lengths"])
+
+
+def record_sets(policy: dict, folder: Path, episodes: int, seed: int) -> dict[str, np.ndarray]:
+    """Write the five demonstration sets; returns the episodes' returns in each, (E,)."""
+    expert_returns = returns_of(record_episodes(policy, 0.0, 100, seed + 1000))
+    weights = b"".join(weight.numpy().tobytes() for weight in policy["weights"].values())
+    returns = {"expert": expert_returns}
+    for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
+        arrays = record_episodes(policy, noise_scale, episodes, seed + i)
+        returns[level] = returns_of(arrays)
+        metadata = {
+            "env_id": policy["env_id"],
+            "max_episode_steps": policy["max_episode_steps"],
+            "noise_scale": noise_scale,
+            "seed": seed + i,
+            "expert_sha256": hashlib.sha256(weights).hexdigest(),
+            "expert_return_mean": expert_returns.mean(),  # of the mean action, over 100 episodes
+            "expert_return_std": expert_returns.std(),
+        }
+        save_demos(folder / f"{policy['env_id'].lower()}_sac_{level}.npz", arrays, metadata)
+    return returns
+
+
+def save_demos(path: Path, arrays: dict[str, np.ndarray], metadata: dict) -> None:
+    """Write a demonstration set, completing its metadata with returns and versions."""
+    returns = returns_of(arrays)
+    versions = {module.__name__: module.__version__ for module in (np, torch, gym, mujoco)}
+    metadata = {"format_version": FORMAT_VERSION} | metadata
+    metadata |= {"return_mean": returns.mean(), "return_std": returns.std(), "versions": versions}
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
+    os.replace(temporary, path)
+
+
+@dataclass
+class Demos:
+    """E demonstrated episodes, L steps in all. What a file may lack is None."""
+
+    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
+    terminated: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool
+    lengths: np.ndarray  # (E,) int64, steps of each episode
+    metadata: dict
+    actions: np.ndarray | None = None  # (L, A) float32, as executed
+    rewards: np.ndarray | None = None  # (L,) float32
+    qpos: np.ndarray | None = None  # (L + E, nq) float64
+    qvel: np.ndarray | None = None  # (L + E, nv) float64
+
+    @property
+    def obs_before_step(self) -> np.ndarray:
+        """(L, O): the observation each action answered, i.e. all but the final ones."""
+        final = np.cumsum(self.lengths + 1) - 1
+        return np.delete(self.observations, final, axis=0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
+        if self.rewards is None:
+            return np.full(len(self.lengths), np.nan)
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+
+def load_demos(
+    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
+) -> Demos:
+    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
+
+    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
+    """
+    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+        metadata = json.loads(str(fields.pop("metadata")[()]))
+    except FileNotFoundError:
+        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(
+            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
+        ) from None
+
+    for name in {"observations", "terminated", "truncated", "lengths", *required}:
+        if name not in fields:
+            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
+    if env_id and metadata.get("env_id") != env_id:
+        raise UserError(
+            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    lengths = fields["lengths"]
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
+        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    episodes, steps = len(lengths), int(lengths.sum())
+    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
+    for name, count in rows.items():
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
+        if name in ("observations", *required) and not np.isfinite(array).all():
+            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+    if not 0 <= num_demos <= episodes:
+        raise UserError(
+            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
+        )
+
+    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
+    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
+    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
+    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
+
+
+# The original author's pickles
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Admits numpy arrays, numpy scalars and plain containers; anything else could run code, and is refused."""
+
+    allowed = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    allowed |= {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+    allowed |= {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
+    """The original author's HalfCheetah-v4 trajectories as the fields of a demonstration set.
+
+    His pickles leave out the state that an episode's last action led to, and the root's x. Both follow from the rest:
+    the last action is simulated once more, and x is the sum of the velocities in the rewards.
+    """
+    try:
+        with open(path, "rb") as file:
+            trajectories = PlainUnpickler(file).load()
+        columns = [
+            [np.array([step[key] for step in steps], np.float64) for key in PICKLE_KEYS] for steps in trajectories
+        ]
+    except FileNotFoundError:
+        raise UserError(f"--source {path}: there is no such file; give one of the author's .pkl files.") from None
+    except Exception as error:  # a pickle can fail in any way
+        raise UserError(
+            f"--source {path}: not a list of trajectories, each a list of {{state, action, reward, done}} ({error}); "
+            "give one of the author's .pkl files."
+        ) from None
+    lengths = np.array([len(reward) for _, _, reward in columns], np.int64)
+    envs = BatchHalfCheetah(len(columns) or 1, 1000, 0, 1)
+    if not len(columns) or any(
+        s.shape[1:] != (envs.obs_dim,) or a.shape[1:] != (envs.action_dim,) for s, a, _ in columns
+    ):
+        raise UserError(
+            f"--source {path}: expected episodes with states of 17 numbers and actions of 6; give such a file."
+        )
+    envs.reset()
+    for i, (states, actions, _) in enumerate(columns):
+        envs.qpos[i, 1:], envs.qvel[i] = np.split(states[-1], [envs.model.nq - 1])
+    final_obs = envs.step(np.stack([actions[-1] for _, actions, _ in columns]))[-1]
+    observations, qpos = [], []
+    for (states, actions, rewards), final in zip(columns, final_obs):
+        observations.append(np.vstack([states, final]))
+        x = np.cumsum((rewards + envs.control_cost * np.square(actions).sum(1)) * envs.dt)
+        qpos.append(np.column_stack([np.append(0.0, x), observations[-1][:, : envs.model.nq - 1]]))
+    observations = np.concatenate(observations)
+    return {
+        "observations": observations.astype(np.float32),
+        "actions": np.concatenate([actions for _, actions, _ in columns]).astype(np.float32),
+        "rewards": np.concatenate([rewards for _, _, rewards in columns]).astype(np.float32),
+        "qpos": np.concatenate(qpos),
+        "qvel": observations[:, envs.model.nq - 1 :],
+        "lengths": lengths,
+        "terminated": np.zeros(len(lengths), bool),
+        "truncated": np.ones(len(lengths), bool),
+    }
+
+
+def convert(args: Convert) -> None:
+    """.pkl to .npz or back. Going to a pickle drops what it has no place for: final observations, physics, metadata."""
+    ends = Path(args.source).suffix, Path(args.target).suffix
+    if ends == (".pkl", ".npz"):
+        arrays = pickle_to_arrays(args.source)
+        metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": int(arrays["lengths"].max()), "noise_scale": None}
+        metadata["expert_return_mean"] = returns_of(arrays).mean()  # the author's expert did not come along
+        save_demos(Path(args.target), arrays, metadata)
+    elif ends == (".npz", ".pkl"):
+        demos = load_demos(args.source, None, 0, np.random.default_rng(), ("actions", "rewards"))
+        splits = np.cumsum(demos.lengths)[:-1]
+        columns = [np.split(x, splits) for x in (demos.obs_before_step, demos.actions, demos.rewards)]
+        trajectories = []
+        for states, actions, rewards in zip(*columns):
+            done = np.arange(len(rewards)) == len(rewards) - 1
+            trajectories.append(
+                [dict(zip((*PICKLE_KEYS, "done"), step)) for step in zip(states, actions, rewards, done)]
+            )
+        with open(args.target, "wb") as file:
+            pickle.dump(trajectories, file)
+    else:
+        raise UserError(
+            f"--source {args.source} and --target {args.target}: expected one .pkl and one .npz; rename them."
+        )
+    print(f"wrote {args.target}")
+
+
+def inspect(args: Inspect) -> None:
+    """Print a table of a demonstration set and draw its returns, their growth over an episode, and its actions."""
+    demos = load_demos(args.demos, None, 0, np.random.default_rng(), ("actions", "rewards"))
+    returns, metadata = demos.returns, demos.metadata
+    print_table(
+        [
+            ("file", args.demos),
+            ("environment", f"{metadata['env_id']}, at most {metadata['max_episode_steps']} steps an episode"),
+            ("episodes", f"{len(returns)}, of {demos.lengths.min()} to {demos.lengths.max()} steps"),
+            ("return", f"{returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}"),
+            ("ended by", f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"),
+            ("actions beyond 0.99", f"{(np.abs(demos.actions) > 0.99).mean():.1%}"),
+            ("physics state", "yes" if demos.qpos is not None else "no (no frames can be rendered)"),
+            ("made with", json.dumps({k: v for k, v in metadata.items() if k not in ("env_id", "max_episode_steps")})),
+        ]
+    )
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    left.hist(returns, bins=20, color="tab:blue")
+    left.set(xlabel="return of an episode", ylabel="episodes", title=f"Returns, mean {returns.mean():.0f}")
+    for rewards in np.split(demos.rewards, np.cumsum(demos.lengths)[:-1]):
+        middle.plot(np.cumsum(rewards), color="tab:blue", alpha=0.3)
+    middle.set(xlabel="step of the episode", ylabel="return so far", title="Growth of the return, a line an episode")
+    right.violinplot(list(demos.actions.T), showextrema=False)
+    right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
+    figure.savefig(args.figure, dpi=120)
+    print(f"figure: {args.figure}")
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were written
+    after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        self.columns = columns
+        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity or None,
+                name=run_dir.name,
+                id=saved["wandb_id"] if saved else None,
+                resume="allow",
+                dir=str(run_dir),
+                config=dataclasses.asdict(args),
+            )
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        self.file.flush()
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def crossed(step: int, batch_size: int, interval: int) -> bool:
+    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
+    return step // interval > (step - batch_size) // interval
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+COLUMNS = """global_step charts/episodic_return charts/SPS charts/learning_rate
+sac/qf_loss sac/actor_loss sac/alpha sac/alpha_loss sac/entropy eval/return_mean eval/return_std""".split()
+
+
+# Training
+
+
+def train(args: Train) -> dict:
+    """One training, from its start or from a checkpoint to the expert and its sets; returns summary.json's content."""
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "collect_expert_sac"})
+        args = Train(**saved["args"])
+    check_args(args)
+    device = select_device(args.cuda)
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    envs = make_envs(args.env_id, args.num_envs, args.max_episode_steps, args.seed, args.threads)
+    if not np.isfinite([envs.action_low, envs.action_high]).all():
+        raise UserError(
+            f"--env-id {args.env_id}: its actions have no bounds, and SAC's are bounded; choose another env."
+        )
+
+    generator = torch.Generator().manual_seed(args.seed)
+    learner = Learner.create(args, envs.obs_dim, envs.action_dim, generator, device)
+    buffer = ReplayBuffer(args.buffer_size, envs.obs_dim, envs.action_dim, device)
+    obs, step, seconds, evaluations = envs.reset(), 0, 0.0, []
+    finished: deque[float] = deque(maxlen=100)  # returns of the latest episodes
+    episode_return = np.zeros(args.num_envs)
+    if saved:
+        run_dir = Path(resume_path).parent
+        for name, part in (("learner", learner), ("buffer", buffer), ("envs", envs)):
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        step, seconds, evaluations = saved["step"], saved["seconds"], [tuple(pair) for pair in saved["evaluations"]]
+        finished.extend(saved["finished"])
+        obs, episode_return = saved["obs"].numpy(), saved["episode_return"].numpy()
+    else:
+        run_dir = make_run_dir(args)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {"format_version": FORMAT_VERSION, "script": "collect_expert_sac", "args": dataclasses.asdict(args)}
+        content |= {"learner": learner.state_dict(), "buffer": buffer.state_dict(), "envs": envs.state_dict()}
+        content |= {"generator": generator.get_state(), "step": step, "seconds": seconds, "evaluations": evaluations}
+        content |= {"obs": torch.from_numpy(obs), "episode_return": torch.from_numpy(episode_return)}
+        content |= {"finished": list(finished), "logger": logger.state_dict()}
+        save_atomically(content, run_dir / "checkpoint.pt")
+
+    progress = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
+    clock, log = time.perf_counter(), []
+    while step < args.total_timesteps:
+        # Act: uniformly at first, then by the policy.
+        noise = torch.randn((args.num_envs, envs.action_dim), generator=generator).to(device)
+        if step < args.learning_starts:
+            action = torch.rand(noise.shape, generator=generator).numpy() * 2 - 1
+        else:
+            with torch.inference_mode():
+                action = sample_action(learner.actor, torch.as_tensor(obs, dtype=torch.float32).to(device), noise)[0]
+            action = action.cpu().numpy()
+        next_obs, reward, terminated, truncated, final_obs = envs.step(scale_action(action, envs))
+        buffer.add(obs=obs, action=action, reward=reward, next_obs=final_obs, terminated=terminated)
+        obs = next_obs
+        episode_return += reward
+        ended = terminated | truncated
+        finished.extend(episode_return[ended].tolist())
+        episode_return[ended] = 0.0
+        step += args.num_envs
+
+        # Learn: so many updates that their number keeps to updates_per_step, exactly, over the run.
+        if step > args.learning_starts:
+            if args.anneal_lr:
+                for optimizer in (learner.actor_optimizer, learner.critic_optimizer, learner.alpha_optimizer):
+                    optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
+            due, done = (int((step - k * args.num_envs) * args.updates_per_step) for k in (0, 1))
+            for _ in range(due - done):
+                batch = buffer.sample(args.batch_size, generator)
+                log.append(update(learner, batch, args.gamma, args.tau, generator))
+
+        if crossed(step, args.num_envs, LOG_INTERVAL):
+            seconds += time.perf_counter() - clock
+            row = {"global_step": step, "charts/SPS": int(step / seconds)}
+            row["charts/learning_rate"] = learner.actor_optimizer.param_groups[0]["lr"]
+            if finished:
+                row["charts/episodic_return"] = float(np.mean(finished))
+            if log:
+                names = ("qf_loss", "actor_loss", "alpha", "alpha_loss", "entropy")
+                row |= {f"sac/{name}": x for name, x in zip(names, torch.stack(log).mean(0).tolist())}
+                log.clear()
+            if crossed(step, args.num_envs, args.eval_interval):
+                policy = export_policy(learner.actor, envs, args)
+                returns = returns_of(record_episodes(policy, 0.0, 20, args.seed + 10_000))
+                evaluations.append((step, returns.mean().item()))
+                row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+                progress.set_postfix_str(f"return {returns.mean():.0f}")
+            stop_if_not_finite(row, step, run_dir)
+            logger.write(row)
+            if crossed(step, args.num_envs, args.checkpoint_interval):
+                save_checkpoint()
+            clock = time.perf_counter()
+        progress.update(args.num_envs)
+    progress.close()
+    save_checkpoint()
+
+    policy = export_policy(learner.actor, envs, args)
+    save_atomically(policy, run_dir / "policy.pt")
+    returns = record_sets(policy, run_dir, 50, args.seed)
+    best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))
+    summary = {"eval/return_mean": returns["expert"].mean(), "eval/return_std": returns["expert"].std()}
+    summary |= {f"sets/{level}": returns[level].mean() for level in NOISE_LEVELS}
+    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": step, "seconds": seconds}
+    summary |= {"charts/SPS": step / seconds}
+    logger.close()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print_sets(returns, [("time", f"{seconds:.0f} s, {step / seconds:,.0f} steps/s"), ("results", str(run_dir))])
+    return summary
+
+
+def print_sets(returns: dict[str, np.ndarray], more: list[tuple[str, str]]) -> None:
+    rows = [("expert, mean action", returns["expert"])] + [(level, returns[level]) for level in NOISE_LEVELS]
+    print_table([(name, f"{x.mean():.1f} ± {x.std():.1f}   ({len(x)} episodes)") for name, x in rows] + more)
+
+
+def collect(args: Collect) -> None:
+    """Record the five sets from a saved expert."""
+    require_range(args, ["episodes"], "greater than 0", lambda x: x > 0)
+    require_range(args, ["seed"], "0 or greater", lambda x: x >= 0)
+    policy = load_saved(args.expert, "--expert", {"kind": "tanh_gaussian"})
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        returns = record_sets(policy, Path(args.output_dir), args.episodes, args.seed)
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    print_sets(returns, [("results", args.output_dir)])
+
+
+COMMANDS = {Train: train, Collect: collect, Inspect: inspect, Convert: convert}
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Train | Collect | Inspect | Convert)
+        COMMANDS[type(args)](args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

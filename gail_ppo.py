@@ -1,0 +1,1217 @@
+"""GAIL + PPO: imitate a demonstrator from (state, action) pairs, complete in one file.
+
+Generative Adversarial Imitation Learning (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476). A discriminator D(s, a)
+learns to tell the demonstrations from the policy's own transitions (equation 17); the policy is trained by
+reinforcement learning, here PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), to be mistaken for the
+demonstrator:
+
+    repeat:  collect a rollout -> update D -> reward = how much D takes a step for the expert's -> GAE -> PPO update
+
+Where this departs from the papers, and why:
+
+ 1. D outputs the probability of *expert* (in the paper: of policy), so that a higher output is a higher reward.
+ 2. The reward is -log(1 - D) by default; `--reward-form` offers log D - log(1 - D) and log D. All three are computed
+    from the logit, so that they stay finite when D saturates.
+ 3. PPO instead of TRPO: simpler, and faster per step. `toy_pointnav.py` has TRPO.
+ 4. The discriminator has a gradient penalty (Gulrajani et al. 2017, equation 3), which keeps D smooth enough to climb.
+ 5. Rewards are normalized by a running mean and standard deviation, so that PPO sees one scale while D drifts. In tasks
+    that can end early, subtracting the mean changes what is optimal: use `--no-center-reward` there.
+ 6. Observations are standardized with the demonstrations' statistics, for D, policy and value alike. They never change,
+    so there is nothing to freeze for an evaluation and nothing to get out of step.
+ 7. D sees the action that was executed (clipped to the bounds), never the raw sample: otherwise |a| > 1 gives the
+    policy away. A time limit is a truncation: the value of the true final observation is bootstrapped.
+
+Commands (two CPU cores):
+
+    python gail_ppo.py                                      # GAIL on data/halfcheetah-v4_sac_stochastic-one.npz
+    python gail_ppo.py --num-demos 1                        # from one episode of 100 steps
+    python gail_ppo.py --reward-source combined             # env reward + GAIL reward, each normalized
+    python gail_ppo.py --reward-source env                  # plain PPO, the baseline
+    python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes with the mean action, 100 sampled
+    python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped, bit for bit
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import typing
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.vector import AutoresetMode
+from mujoco.batch import Batch
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+REWARD_WINDOW = 10  # rollouts; measured against one and all of them: benchmark/README.md
+OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+
+
+@dataclass
+class Args:
+    exp_name: str = "gail_ppo"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: networks, environments, minibatches, choice of demonstrations"""
+    env_id: str = "HalfCheetah-v4"
+    """environment id; must be the one the demonstrations come from"""
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
+    """demonstration set (.npz, see data/README.md)"""
+    num_demos: int = 0
+    """use this many demonstrated episodes, drawn by the seed (0: all)"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    evaluate: str = ""
+    """policy.pt to evaluate instead of training"""
+    eval_interval: int = 50_000
+    """env steps between evaluations (20 episodes with the mean action)"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, with the mean action and again with sampled ones"""
+    checkpoint_interval: int = 100_000
+    """env steps between checkpoints"""
+    capture_video: bool = False
+    """write a GIF of one episode at the end"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+    cuda: bool = False
+    """run the networks on the GPU; for networks this small the CPU is faster"""
+    threads: int = 0
+    """threads that step the physics (0: one a core); results do not depend on it"""
+
+    total_timesteps: int = 1_000_000
+    """environment steps of the whole run"""
+    num_envs: int = 64
+    """parallel environments (N)"""
+    num_steps: int = 100
+    """steps per environment and rollout (T)"""
+    learning_rate: float = 2e-3
+    """Adam step size of policy and value"""
+    anneal_lr: bool = True
+    """let that step size fall linearly to zero over the run"""
+    gamma: float = 0.97
+    """discount factor"""
+    gae_lambda: float = 0.9
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 10
+    """minibatches per epoch of the PPO update"""
+    update_epochs: int = 6
+    """epochs of the PPO update over each rollout"""
+    norm_adv: bool = True
+    """normalize advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """clipping of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value's change as well"""
+    ent_coef: float = 0.0
+    """weight of the policy's entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradient norm at which PPO's gradients are cut"""
+    target_kl: float = 0.0
+    """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
+    hidden_size: int = 64
+    """width of the two hidden layers of policy and value"""
+
+    reward_source: Literal["gail", "env", "combined"] = "gail"
+    """what PPO maximizes: the discriminator's reward, the environment's, or the sum of both, each normalized"""
+    reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
+    """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
+    normalize_reward: bool = True
+    """divide the reward by its running standard deviation and subtract its running mean"""
+    center_reward: bool = True
+    """subtract the mean when normalizing; turn off where episodes can end early"""
+
+    disc_loss: Literal["bce", "wgan"] = "bce"
+    """discriminator loss: binary cross-entropy, or Wasserstein (the reward is then the raw score)"""
+    disc_learning_rate: float = 1e-3
+    """Adam step size of the discriminator"""
+    disc_steps: int = 20
+    """minibatch steps of the discriminator per rollout"""
+    disc_batch_size: int = 256
+    """expert transitions, and as many of the policy's, in a discriminator minibatch"""
+    disc_hidden_size: int = 128
+    """width of the two hidden layers of the discriminator"""
+    disc_interval: int = 1
+    """update the discriminator after every this many rollouts (generator steps per discriminator round)"""
+    grad_penalty_coef: float = 0.1
+    """weight of the discriminator's gradient penalty"""
+    disc_ent_coef: float = 0.0
+    """weight of the entropy bonus on the discriminator's output"""
+    spectral_norm: bool = False
+    """spectral normalization of the discriminator's layers"""
+
+    bc_warm_start: bool = False
+    """start from a behaviour-cloned policy instead of a random one"""
+    burn_in_steps: int = 0
+    """discriminator steps on the first rollout, before the policy may change; useful with --bc-warm-start"""
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Args) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
+    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
+    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "disc_interval"]
+    not_negative = ["seed", "num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
+    not_negative += ["disc_ent_coef", "burn_in_steps"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
+    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    rollout = args.num_envs * args.num_steps
+    if args.num_minibatches > rollout:
+        raise UserError(
+            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
+            "(num-envs x num-steps); lower it."
+        )
+    if args.total_timesteps < rollout:
+        raise UserError(
+            f"--total-timesteps is {args.total_timesteps}, less than one rollout of {rollout} "
+            "(num-envs x num-steps); raise it or shrink the rollout."
+        )
+    if args.burn_in_steps and args.reward_source == "env":
+        raise UserError("--burn-in-steps trains the discriminator, which --reward-source env does not use; drop one.")
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+def select_device(cuda: bool) -> torch.device:
+    """The device asked for; an error rather than a silent fallback when there is no GPU."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# Demonstrations
+
+
+@dataclass
+class Demos:
+    """E demonstrated episodes, L steps in all. What a file may lack is None."""
+
+    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
+    terminated: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool
+    lengths: np.ndarray  # (E,) int64, steps of each episode
+    metadata: dict
+    actions: np.ndarray | None = None  # (L, A) float32, as executed
+    rewards: np.ndarray | None = None  # (L,) float32
+    qpos: np.ndarray | None = None  # (L + E, nq) float64
+    qvel: np.ndarray | None = None  # (L + E, nv) float64
+
+    @property
+    def obs_before_step(self) -> np.ndarray:
+        """(L, O): the observation each action answered, i.e. all but the final ones."""
+        final = np.cumsum(self.lengths + 1) - 1
+        return np.delete(self.observations, final, axis=0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
+        if self.rewards is None:
+            return np.full(len(self.lengths), np.nan)
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+
+def load_demos(
+    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
+) -> Demos:
+    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
+
+    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
+    """
+    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+        metadata = json.loads(str(fields.pop("metadata")[()]))
+    except FileNotFoundError:
+        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(
+            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
+        ) from None
+
+    for name in {"observations", "terminated", "truncated", "lengths", *required}:
+        if name not in fields:
+            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
+    if env_id and metadata.get("env_id") != env_id:
+        raise UserError(
+            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    lengths = fields["lengths"]
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
+        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    episodes, steps = len(lengths), int(lengths.sum())
+    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
+    for name, count in rows.items():
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
+        if name in ("observations", *required) and not np.isfinite(array).all():
+            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+    if not 0 <= num_demos <= episodes:
+        raise UserError(
+            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
+        )
+
+    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
+    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
+    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
+    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
+
+
+# Environments: both classes give the same loop the same things
+
+
+class BatchHalfCheetah:
+    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
+    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
+
+    frame_skip = 5
+    reset_noise = 0.1
+    control_cost = 0.1
+
+    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
+        self.dt = self.frame_skip * self.model.opt.timestep
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.rng = np.random.default_rng(seed)
+
+    def observe(self) -> np.ndarray:
+        """(N, O) float64: all positions but the root's x, then all velocities."""
+        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given simulations (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
+        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
+        self.elapsed[ids] = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
+
+        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
+        """
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=self.frame_skip)
+        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
+        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        next_obs = final_obs = self.observe()
+        if truncated.any():
+            next_obs = self.reset(np.flatnonzero(truncated))
+        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
+
+    def state_dict(self) -> dict:
+        """Everything the simulations need to go on bit for bit, warm starts included."""
+        state = torch.from_numpy(self.batch.state.copy())
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.batch.state[:] = saved["state"].numpy()
+        self.elapsed[:] = saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+class GymnasiumEnvs:
+    """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
+
+    def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        try:
+            self.envs = gym.make_vec(
+                env_id,
+                num_envs,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+                max_episode_steps=max_episode_steps or None,
+            )
+        except gym.error.Error as error:
+            raise UserError(
+                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
+            ) from None
+        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        for name, space in (("observations", obs_space), ("actions", action_space)):
+            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
+        self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
+        self.action_low, self.action_high = action_space.low, action_space.high
+        self.seed = seed
+
+    def reset(self) -> np.ndarray:
+        return self.envs.reset(seed=self.seed)[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As BatchHalfCheetah.step."""
+        next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        final_obs = next_obs
+        ended = terminated | truncated
+        if ended.any():
+            final_obs = next_obs.copy()
+            final_obs[ended] = np.stack(info["final_obs"][ended])
+        return next_obs, rewards, terminated, truncated, final_obs
+
+    def state_dict(self) -> dict:
+        return {}  # a general simulator's state cannot be read: a resumed run starts new episodes
+
+    def load_state_dict(self, saved: dict) -> None:
+        pass
+
+
+def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+    return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
+
+
+# Networks
+
+
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        last = i == len(sizes) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, activation()]
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
+    observations (B, O)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
+        self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
+
+
+def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+
+
+def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class Discriminator(nn.Module):
+    """Logit of 'this is the expert's': (B, X) standardized input -> (B,). Under WGAN it is the critic's score."""
+
+    def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: torch.Generator):
+        super().__init__()
+        self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+        if spectral_norm:
+            for i, layer in enumerate(self.net):
+                if isinstance(layer, nn.Linear):
+                    self.net[i] = nn.utils.parametrizations.spectral_norm(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).squeeze(-1)
+
+
+# The algorithm, as pure functions
+
+
+def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
+    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy, mix (B, 1) in [0, 1] (Gulrajani et al. 2017)."""
+    x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    return (grad.norm(dim=-1) - 1).square().mean()
+
+
+def discriminator_loss(
+    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
+
+    bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
+    wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
+    """
+    if kind == "bce":
+        loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+    else:
+        loss = policy_logit.mean() - expert_logit.mean()
+    logits = torch.cat([expert_logit, policy_logit])
+    entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
+    return loss - ent_coef * entropy, entropy
+
+
+def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+    """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
+    logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
+    if form == "softplus":
+        return F.softplus(logit)  # -log(1 - D)
+    return logit if form == "logit" else F.logsigmoid(logit)  # log D - log(1 - D), or log D
+
+
+class RewardNormalizer:
+    """Normalizes rewards by the mean and standard deviation of all rewards of the last `window` rollouts."""
+
+    def __init__(self, window: int | None = REWARD_WINDOW):
+        self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
+
+    def update(self, rewards: torch.Tensor) -> None:
+        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        mean, square = np.mean(self.moments, axis=0)
+        return float(mean), math.sqrt(max(square - mean**2, 0.0))
+
+    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
+        mean, std = self.mean_std
+        return (rewards - mean * center) / (std + 1e-8)
+
+    def state_dict(self) -> dict:
+        return {"moments": list(self.moments)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.moments.extend(tuple(pair) for pair in saved["moments"])
+
+
+def compute_gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    next_values: torch.Tensor,
+    terminated: torch.Tensor,
+    ended: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
+
+    next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
+    only a terminated one from nothing; `ended` (terminated or truncated) keeps the sum within its episode.
+    Returns advantages and returns (advantages + values).
+    """
+    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
+    advantages = torch.empty_like(rewards)
+    running = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages, advantages + values
+
+
+def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
+
+
+def ppo_value_loss(
+    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
+) -> torch.Tensor:
+    """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
+    loss = (value - returns).square()
+    if clip_coef is not None:
+        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return 0.5 * loss.mean()
+
+
+# The training loop's named steps
+
+
+@dataclass
+class Rollout:
+    """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
+
+    obs: torch.Tensor  # (T, N, O)
+    next_obs: torch.Tensor  # (T, N, O)
+    actions: torch.Tensor  # (T, N, A) as sampled: what PPO's ratio is about
+    executed_actions: torch.Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
+    log_probs: torch.Tensor  # (T, N)
+    env_rewards: torch.Tensor  # (T, N)
+    terminated: torch.Tensor  # (T, N) bool
+    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+
+
+class Collector:
+    """Steps the environments with the policy and keeps what lasts from one rollout to the next."""
+
+    def __init__(self, envs, obs_mean: torch.Tensor, obs_std: torch.Tensor, device: torch.device):
+        self.envs, self.device = envs, device
+        self.obs_mean, self.obs_std = obs_mean, obs_std
+        self.obs = envs.reset()  # (N, O) float64
+        self.episode_return = np.zeros(envs.num_envs)
+        self.episode_length = np.zeros(envs.num_envs, np.int64)
+        self.finished: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the latest episodes
+
+    def standardized(self, obs: np.ndarray) -> torch.Tensor:
+        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.device)
+        return standardize(obs, self.obs_mean, self.obs_std)
+
+    @torch.no_grad()
+    def rollout(self, agent: Agent, num_steps: int, generator: torch.Generator) -> Rollout:
+        """Sample num_steps actions in every environment."""
+        envs = self.envs
+        std = agent.log_std.exp()
+        noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
+        steps = []
+        for t in range(num_steps):
+            obs = self.standardized(self.obs)
+            mean = agent.actor_mean(obs)
+            action = mean + std * noise[t]
+            executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
+            self.obs, reward, terminated, truncated, final_obs = envs.step(executed)
+            steps.append((obs, action, mean, executed, reward, terminated, terminated | truncated, final_obs))
+            self.count_episodes(reward, terminated | truncated)
+        obs, action, mean = (torch.stack(column) for column in list(zip(*steps))[:3])
+        executed, reward, terminated, ended, final_obs = (np.stack(column) for column in list(zip(*steps))[3:])
+        return Rollout(
+            obs,
+            self.standardized(final_obs),
+            action,
+            torch.as_tensor(executed, dtype=torch.float32).to(self.device),
+            gaussian_log_prob(action, mean, agent.log_std),
+            torch.as_tensor(reward, dtype=torch.float32).to(self.device),
+            torch.as_tensor(terminated).to(self.device),
+            torch.as_tensor(ended).to(self.device),
+        )
+
+    def count_episodes(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        self.episode_return += reward
+        self.episode_length += 1
+        for i in np.flatnonzero(ended):
+            self.finished.append((float(self.episode_return[i]), int(self.episode_length[i])))
+            self.episode_return[i], self.episode_length[i] = 0.0, 0
+
+    def state_dict(self) -> dict:
+        names = ("obs", "episode_return", "episode_length")
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+        return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        if not saved["envs"]:
+            return  # the environments could not be saved: keep the fresh episodes
+        self.obs = saved["obs"].numpy()
+        self.episode_return, self.episode_length = saved["episode_return"].numpy(), saved["episode_length"].numpy()
+        self.finished.extend(tuple(pair) for pair in saved["finished"])
+        self.envs.load_state_dict(saved["envs"])
+
+
+def update_discriminator(
+    disc: Discriminator,
+    optimizer: torch.optim.Optimizer,
+    expert: torch.Tensor,
+    policy: torch.Tensor,
+    args: Args,
+    num_steps: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """num_steps minibatch steps on expert (L, X) and policy (B, X) inputs; returns the means of what to log."""
+    log = []
+    for _ in range(num_steps):
+        size, device = args.disc_batch_size, expert.device
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
+        expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
+        penalty = torch.zeros((), device=device)
+        if args.grad_penalty_coef > 0:
+            mix = torch.rand((size, 1), generator=generator).to(device)
+            penalty = gradient_penalty(disc, expert_x, policy_x, mix)
+        optimizer.zero_grad()
+        (loss + args.grad_penalty_coef * penalty).backward()
+        optimizer.step()
+        with torch.no_grad():
+            probs = [torch.sigmoid(expert_logit).mean(), torch.sigmoid(policy_logit).mean()]
+            accuracies = [(expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()]
+            log.append(torch.stack([loss, *probs, *accuracies, penalty, entropy]))
+    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty", "entropy")
+    return {f"disc/{name}": value for name, value in zip(names, torch.stack(log).mean(0).tolist())}
+
+
+def compute_rewards(
+    rollout: Rollout, logit: torch.Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
+    sources = {"env": rollout.env_rewards}
+    log = {"reward/env_mean": rollout.env_rewards.mean().item()}
+    if logit is not None:
+        sources["gail"] = imitation_reward(logit, args.reward_form)
+        log["reward/gail_mean"] = sources["gail"].mean().item()
+        log["reward/gail_std"] = sources["gail"].std().item()
+    total = torch.zeros_like(rollout.env_rewards)
+    for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
+        normalizers[name].update(sources[name])
+        if args.normalize_reward or args.reward_source == "combined":
+            total += normalizers[name].normalize(sources[name], args.center_reward)
+        else:
+            total += sources[name]
+    return total, log | {"reward/total_mean": total.mean().item()}
+
+
+def update_policy(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rewards: torch.Tensor,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
+    with torch.no_grad():
+        values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
+        advantages, returns = compute_gae(
+            rewards, values, next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+        )
+        explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+    flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
+    parameters = list(agent.parameters())
+    log = []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
+        for minibatch in order.chunk(args.num_minibatches):
+            obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
+            log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
+            if args.norm_adv:
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+            value_clip = args.clip_coef if args.clip_vloss else None
+            value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
+            entropy = gaussian_entropy(agent.log_std)
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
+                clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
+                log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
+        if args.target_kl > 0 and approx_kl.item() > args.target_kl:
+            break
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+    means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
+    return {f"losses/{name}": value for name, value in means.items()}
+
+
+def clone_behaviour(agent: Agent, obs: torch.Tensor, actions: torch.Tensor, generator: torch.Generator) -> None:
+    """Warm start: fit the policy's mean to the demonstrated actions, (L, O) -> (L, A), by mean squared error."""
+    optimizer = torch.optim.Adam(agent.actor_mean.parameters(), lr=1e-3, fused=True)
+    for _ in range(2000):
+        index = torch.randint(len(obs), (256,), generator=generator).to(obs.device)
+        loss = F.mse_loss(agent.actor_mean(obs[index]), actions[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+# Evaluation
+
+
+def load_actor(policy: dict) -> typing.Callable[[np.ndarray], torch.Tensor]:
+    """The mean action (B, A) as a function of raw observations (B, O), from the content of a "gaussian" policy.pt."""
+    actor = mlp(policy["sizes"], nn.Tanh, 0.01, torch.Generator())
+    actor.load_state_dict({name[5:]: w for name, w in policy["weights"].items() if name.startswith("mean.")})
+
+    @torch.inference_mode()
+    def mean_action(obs: np.ndarray) -> torch.Tensor:
+        return actor(standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"]))
+
+    return mean_action
+
+
+def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
+    """True returns (episodes,) of fresh episodes, with the mean action or sampled ones.
+
+    policy is the content of a policy.pt; environments and random numbers are the evaluation's own.
+    """
+    envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
+    mean_action, std = load_actor(policy), policy["weights"]["log_std"].exp() * sampled
+    generator = torch.Generator().manual_seed(seed)
+    obs = envs.reset()
+    returns, running = np.zeros(episodes), np.ones(episodes, bool)
+    while running.any():
+        action = mean_action(obs) + std * torch.randn((episodes, envs.action_dim), generator=generator)
+        obs, reward, terminated, truncated, _ = envs.step(np.clip(action.numpy(), envs.action_low, envs.action_high))
+        returns += reward * running
+        running &= ~(terminated | truncated)
+    return returns
+
+
+def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
+    """The content of policy.pt, which every script of this project can read."""
+    weights = {f"mean.{name}": w.detach().cpu().clone() for name, w in agent.actor_mean.state_dict().items()}
+    layers = [layer for layer in agent.actor_mean if isinstance(layer, nn.Linear)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "gaussian",  # tanh layers; mean network and a state-independent log_std; actions clipped to the bounds
+        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
+        "weights": weights | {"log_std": agent.log_std.detach().cpu().clone()},
+        "obs_mean": obs_mean.cpu(),
+        "obs_std": obs_std.cpu(),
+        "obs_clip": OBS_CLIP,
+        "env_id": env_id,
+        "max_episode_steps": max_episode_steps,
+    }
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        self.columns = columns
+        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity or None,
+                name=run_dir.name,
+                id=saved["wandb_id"] if saved else None,
+                resume="allow",
+                dir=str(run_dir),
+                config=dataclasses.asdict(args),
+            )
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+COLUMNS = """global_step charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate
+losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
+disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
+reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
+eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert
+time/rollout time/discriminator time/update""".split()
+
+
+def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
+    """curves.png: return and discriminator outputs over environment steps, from metrics.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def draw(ax, name: str, **style) -> None:
+        points = [(int(row["global_step"]), float(row[name])) for row in rows if row[name]]
+        if points:
+            ax.plot(*zip(*points), **style)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
+    draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
+    left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
+    left.axhline(expert_mean, color="black", linestyle=":", label="expert (mean action)")
+    left.set(xlabel="environment steps", ylabel="true return of an episode", title="Return")
+    left.legend(loc="lower right")
+    draw(right, "disc/expert_prob", label="on demonstrations", color="tab:red")
+    draw(right, "disc/policy_prob", label="on the policy", color="tab:blue")
+    right.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
+    right.set(xlabel="environment steps", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
+    right.legend(loc="upper right")
+    figure.savefig(run_dir / "curves.png", dpi=120)
+    plt.close(figure)
+
+
+def record_video(policy: dict, path: Path, seed: int) -> None:
+    """A GIF of one episode with the mean action, rendered without a display."""
+    import imageio
+
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"] or None)
+        obs, _ = env.reset(seed=seed)
+        frames = [env.render()]
+    except Exception as error:  # GL libraries fail in many ways
+        raise UserError(
+            f"--capture-video: no headless OpenGL here ({type(error).__name__}); install libegl1 and libgl1-mesa-dri, "
+            "or leave the flag out."
+        ) from None
+    mean_action, ended = load_actor(policy), False
+    while not ended:
+        action = np.clip(mean_action(obs).numpy(), env.action_space.low, env.action_space.high)
+        obs, _, terminated, truncated, _ = env.step(action)
+        frames.append(env.render())
+        ended = terminated or truncated
+    env.close()
+    imageio.mimsave(path, [frame[::2, ::2] for frame in frames], duration=50, loop=0)
+
+
+def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
+    """The first env step of two evaluations in a row that reach target; None if there is none."""
+    for (step, value), (_, following) in zip(curve, curve[1:]):
+        if value >= target and following >= target:
+            return step
+    return None
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def check_dimensions(demos: Demos, envs, path: str) -> None:
+    """UserError unless the demonstrations fit the environment."""
+    for name, array, expected in (
+        ("observations", demos.observations, envs.obs_dim),
+        ("actions", demos.actions, envs.action_dim),
+    ):
+        if array is not None and array.shape[1] != expected:
+            raise UserError(
+                f"--demos {path}: its {name} have {array.shape[1]} dimensions, the environment's {expected}; "
+                "give demonstrations of this environment."
+            )
+
+
+def crossed(step: int, batch_size: int, interval: int) -> bool:
+    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
+    return step // interval > (step - batch_size) // interval
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def warn_about_termination(rollout: Rollout, args: Args) -> None:
+    """Early ends make the sign of the reward matter (see imitation_reward); centering hides which sign was chosen."""
+    if rollout.terminated.any() and args.reward_source != "env" and args.normalize_reward and args.center_reward:
+        advice = "a centered reward may pay for that; consider --no-center-reward."
+        print(f"warning: episodes of {args.env_id} can end early, and {advice}", file=sys.stderr)
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+def train(args: Args) -> dict:
+    """One training, from start or checkpoint to its table, files and figure; returns summary.json's content."""
+    torch.set_num_threads(1)  # minibatches this small run slower on more
+    torch.manual_seed(args.seed)  # for spectral_norm alone, which takes no generator
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "gail_ppo"})
+        args = Args(**saved["args"])
+    check_args(args)
+    device = select_device(args.cuda)
+    demos = load_demos(
+        args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("actions", "rewards")
+    )
+    max_episode_steps = demos.metadata["max_episode_steps"]
+    envs = make_envs(args.env_id, args.num_envs, max_episode_steps, args.seed, args.threads)
+    check_dimensions(demos, envs, args.demos)
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata["expert_return_mean"]
+
+    # What D learns from: standardized (observation, action) pairs.
+    def to_tensor(x: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(x, dtype=torch.float32).to(device)
+
+    demo_obs, demo_actions = demos.obs_before_step, np.clip(demos.actions, envs.action_low, envs.action_high)
+    obs_mean, obs_std = to_tensor(demo_obs.mean(0)), to_tensor(demo_obs.std(0) + 1e-3)
+    action_mean, action_std = to_tensor(demo_actions.mean(0)), to_tensor(demo_actions.std(0) + 1e-3)
+
+    def disc_input(obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return torch.cat([obs, standardize(actions, action_mean, action_std)], dim=-1)
+
+    demo_obs = standardize(to_tensor(demo_obs), obs_mean, obs_std)
+    expert = disc_input(demo_obs, to_tensor(demo_actions))
+
+    generator = torch.Generator().manual_seed(args.seed)
+    agent = Agent(envs.obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
+    disc = Discriminator(expert.shape[1], args.disc_hidden_size, args.spectral_norm, generator).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
+    collector = Collector(envs, obs_mean, obs_std, device)
+    counters = {"iteration": 0, "seconds": 0.0}
+    evaluations: list[tuple[int, float]] = []  # (env step, mean return with the mean action)
+    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    stateful |= {"collector": collector, "env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
+
+    if saved:
+        run_dir = Path(resume_path).parent
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        counters, evaluations = saved["counters"], [tuple(pair) for pair in saved["evaluations"]]
+    else:
+        run_dir = make_run_dir(args)
+        if args.bc_warm_start:
+            clone_behaviour(agent, demo_obs, to_tensor(demo_actions), generator)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {name: part.state_dict() for name, part in stateful.items()}
+        content |= {"format_version": FORMAT_VERSION, "script": "gail_ppo", "args": dataclasses.asdict(args)}
+        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
+        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    progress = tqdm(
+        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="step", disable=None
+    )
+    while counters["iteration"] < num_iterations:
+        clock = [time.perf_counter()]
+        iteration = counters["iteration"]
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+
+        rollout = collector.rollout(agent, args.num_steps, generator)
+        clock.append(time.perf_counter())
+
+        row, logit = {}, None
+        if args.reward_source != "env":
+            policy = disc_input(rollout.obs, rollout.executed_actions)
+            if iteration % args.disc_interval == 0:
+                steps = args.disc_steps + args.burn_in_steps * (iteration == 0)
+                row |= update_discriminator(disc, disc_optimizer, expert, policy.flatten(0, 1), args, steps, generator)
+            with torch.no_grad():
+                logit = disc(policy)
+        rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
+        clock.append(time.perf_counter())
+
+        row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        clock.append(time.perf_counter())
+        if iteration == 0:
+            warn_about_termination(rollout, args)
+
+        counters["iteration"] += 1
+        counters["seconds"] += clock[-1] - clock[0]
+        step = counters["iteration"] * batch_size
+        row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
+        row |= {"global_step": step, "charts/SPS": int(step / counters["seconds"])}
+        row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        if collector.finished:
+            row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
+        if crossed(step, batch_size, args.eval_interval):
+            current = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
+            returns = evaluate(current, 20, False, args.seed + 10_000, args.threads)
+            evaluations.append((step, returns.mean().item()))
+            row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+            row |= {"eval/vs_demos": returns.mean() / demos_mean, "eval/vs_expert": returns.mean() / expert_mean}
+            progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+        stop_if_not_finite(row, step, run_dir)
+        logger.write(row)
+        progress.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
+            save_checkpoint()
+    progress.close()
+
+    final = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
+    save_atomically(final, run_dir / "policy.pt")
+    returns = evaluate(final, args.eval_episodes, False, args.seed + 20_000, args.threads)
+    sampled = evaluate(final, args.eval_episodes, True, args.seed + 30_000, args.threads)
+    best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))
+    summary = {
+        "eval/return_mean": returns.mean().item(),
+        "eval/return_std": returns.std().item(),
+        "eval/return_sampled_mean": sampled.mean().item(),
+        "eval/vs_demos": returns.mean() / demos_mean,
+        "eval/sampled_vs_demos": sampled.mean() / demos_mean,
+        "eval/vs_expert": returns.mean() / expert_mean,
+        "best/return_mean": best,
+        "best/step": best_step,
+        "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean),
+        "demos_return_mean": demos_mean,
+        "expert_return_mean": expert_mean,
+        "env_steps": num_iterations * batch_size,
+        "seconds": counters["seconds"],
+        "charts/SPS": num_iterations * batch_size / counters["seconds"],
+    }
+    logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
+    logger.close()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_run(run_dir, demos_mean, expert_mean)
+    if args.capture_video:
+        record_video(final, run_dir / "policy.gif", args.seed)
+    vs_demos, sampled_vs_demos = summary["eval/vs_demos"], summary["eval/sampled_vs_demos"]
+    print_table(
+        [
+            ("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)"),
+            ("expert, mean action", f"{expert_mean:.0f}"),
+            ("policy, mean action", f"{returns.mean():.0f} ± {returns.std():.0f}   ({vs_demos:.1%} of demonstrations)"),
+            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled_vs_demos:.1%})"),
+            ("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
+            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
+            ("results", str(run_dir)),
+        ]
+    )
+    return summary
+
+
+def evaluate_policy_file(args: Args) -> dict:
+    """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
+    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
+    policy = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"})
+    summary = {}
+    for name, sampled in (("mean action", False), ("sampled", True)):
+        returns = evaluate(policy, args.eval_episodes, sampled, args.seed + 20_000 + 10_000 * sampled, args.threads)
+        summary[name] = f"{returns.mean():.1f} ± {returns.std():.1f}   ({args.eval_episodes} episodes)"
+    print_table([("policy", args.evaluate), *summary.items()])
+    if args.capture_video:
+        record_video(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
+    return summary
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Args)
+        evaluate_policy_file(args) if args.evaluate else train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
