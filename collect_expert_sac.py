@@ -1,7 +1,7 @@
 """The SAC expert and its demonstrations, complete in one file.
 
-Soft Actor-Critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905) with twin critics and automatic temperature:
-maximize return plus temperature x entropy, off-policy, from a replay buffer:
+Soft Actor-Critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905) with twin critics and automatic temperature
+maximizes return plus temperature x entropy, off-policy, from a replay buffer:
 
     repeat:  step the environments with sampled actions -> store -> per update: critics, actor, temperature, target
 
@@ -13,11 +13,11 @@ Where this departs from the usual implementation, and why: @@WHY@@
 
 Commands (two CPU cores):
 
-    python collect_expert_sac.py train                                   # @@TIME@@: the shipped expert and its five sets
-    python collect_expert_sac.py train --resume runs/<run>/checkpoint.pt # go on where a killed run stopped
+    python collect_expert_sac.py train # @@TIME@@: the shipped expert and its five sets
+    python collect_expert_sac.py train --resume runs/<run>/checkpoint.pt  # go on where a killed run stopped
     python collect_expert_sac.py collect --expert data/expert.pt --output-dir data
     python collect_expert_sac.py inspect --demos data/halfcheetah-v4_sac_stochastic-one.npz
-    python collect_expert_sac.py convert --source demos.pkl --target demos.npz   # the original author's pickles, both ways
+    python collect_expert_sac.py convert --source demos.pkl --target demos.npz   # the author's pickles, both ways
 """
 
 import copy
@@ -320,8 +320,7 @@ def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, thr
 
 
 class TwinCritic(nn.Module):
-    """Two independent Q-functions evaluated at once: (B, O), (B, A) -> (2, B). One batched matrix product a layer is half
-    the work of launching two networks."""
+    """Two independent Q-functions evaluated at once, one batched matrix product a layer: (B, O), (B, A) -> (2, B)."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
         super().__init__()
@@ -439,8 +438,8 @@ class Learner:
 
 
 def update(learner: Learner, batch: dict[str, torch.Tensor], gamma: float, tau: float, generator) -> torch.Tensor:
-    """One gradient step of critics, actor and temperature, and the target's move. Returns (5,): critic loss, actor loss,
-    temperature, its loss, policy entropy."""
+    """One gradient step of critics, actor and temperature, and the target's move. Returns (5,): critic loss, actor
+    loss, temperature, its loss, policy entropy."""
     obs, action, alpha = batch["obs"], batch["action"], learner.log_alpha.exp().detach()
     noise = torch.randn((2, *action.shape), generator=generator).to(obs.device)
 
@@ -706,7 +705,7 @@ def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
             f"--source {path}: expected episodes with states of 17 numbers and actions of 6; give such a file."
         )
     envs.reset()
-    for i, (states, actions, _) in enumerate(columns):
+    for i, (states, _, _) in enumerate(columns):
         envs.qpos[i, 1:], envs.qvel[i] = np.split(states[-1], [envs.model.nq - 1])
     final_obs = envs.step(np.stack([actions[-1] for _, actions, _ in columns]))[-1]
     observations, qpos = [], []
@@ -822,8 +821,8 @@ def load_saved(path: str, flag: str, expected: dict) -> dict:
 
 
 class MetricsLogger:
-    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were written
-    after its checkpoint, so that the file has neither gap nor repeat."""
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
 
     def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
         self.columns = columns
@@ -850,11 +849,11 @@ class MetricsLogger:
 
     def write(self, row: dict) -> None:
         self.writer.writerow(row)
+        self.file.flush()
         if self.wandb:
             self.wandb.log(row)
 
     def state_dict(self) -> dict:
-        self.file.flush()
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
     def close(self) -> None:
@@ -948,7 +947,7 @@ def train(args: Train) -> dict:
         save_atomically(content, run_dir / "checkpoint.pt")
 
     progress = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
-    clock, log = time.perf_counter(), []
+    clock, log, last_row = time.perf_counter(), [], step
     while step < args.total_timesteps:
         # Act: uniformly at first, then by the policy.
         noise = torch.randn((args.num_envs, envs.action_dim), generator=generator).to(device)
@@ -987,7 +986,8 @@ def train(args: Train) -> dict:
                 names = ("qf_loss", "actor_loss", "alpha", "alpha_loss", "entropy")
                 row |= {f"sac/{name}": x for name, x in zip(names, torch.stack(log).mean(0).tolist())}
                 log.clear()
-            if crossed(step, args.num_envs, args.eval_interval):
+            since_last_row, last_row = step - last_row, step
+            if crossed(step, since_last_row, args.eval_interval):
                 policy = export_policy(learner.actor, envs, args)
                 returns = returns_of(record_episodes(policy, 0.0, 20, args.seed + 10_000))
                 evaluations.append((step, returns.mean().item()))
@@ -995,7 +995,7 @@ def train(args: Train) -> dict:
                 progress.set_postfix_str(f"return {returns.mean():.0f}")
             stop_if_not_finite(row, step, run_dir)
             logger.write(row)
-            if crossed(step, args.num_envs, args.checkpoint_interval):
+            if crossed(step, since_last_row, args.checkpoint_interval):
                 save_checkpoint()
             clock = time.perf_counter()
         progress.update(args.num_envs)

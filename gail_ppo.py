@@ -493,7 +493,7 @@ def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch
 
 
 def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy, mix (B, 1) in [0, 1] (Gulrajani et al. 2017)."""
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy; mix is (B, 1) (Gulrajani 2017, eq. 3)."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
     return (grad.norm(dim=-1) - 1).square().mean()

@@ -1,0 +1,39 @@
+"""The command line of every script: help, and the two-sided booleans of sweeps."""
+
+import dataclasses
+import importlib
+import sys
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ["gail_ppo", "bc", "gail_state_seq", "gail_pixels_ae", "toy_pointnav"]
+SCRIPTS = [name for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_importing_does_nothing_and_help_explains_every_flag(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    script = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    commands = [["train"], ["collect"], ["inspect"], ["convert"]] if name == "collect_expert_sac" else [[]]
+    classes = [script.Train, script.Collect, script.Inspect, script.Convert] if len(commands) > 1 else [script.Args]
+    for command, args_class in zip(commands, classes):
+        with pytest.raises(SystemExit) as exit_info:
+            script.main([*command, "--help"])
+        assert exit_info.value.code == 0
+        text = capsys.readouterr().out
+        for field in dataclasses.fields(args_class):
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_boolean_has_both_forms(name):
+    script = importlib.import_module(name)
+    for field in dataclasses.fields(script.Args):
+        if field.type is bool:
+            flag = field.name.replace("_", "-")
+            for value in (True, False):
+                for form in (f"--{flag}={value}", f"--{'' if value else 'no-'}{flag}"):
+                    assert getattr(script.parse_args([form], script.Args), field.name) is value
