@@ -98,7 +98,7 @@ def bandit_batch(size=256, seed=0):
 def test_update_learns_the_known_answer_of_a_one_step_problem():
     args = c.Train(hidden_size=32, learning_rate=3e-3)
     learner = c.Learner.create(args, 1, 1, generator(), torch.device("cpu"))
-    learner.target_entropy = -1.0
+    learner.target_entropy = -0.5
     learner.alpha_optimizer.param_groups[0]["lr"] = 3e-2
     noise = generator(1)
     for k in range(800):
@@ -109,7 +109,7 @@ def test_update_learns_the_known_answer_of_a_one_step_problem():
         best = torch.tanh(learner.actor(torch.zeros(1, 1))[:, :1])
     assert (q - batch["reward"]).abs().mean() < 0.05  # terminated: no bootstrap, whatever gamma
     assert best.item() == pytest.approx(0.5, abs=0.1)
-    assert log[4].item() == pytest.approx(-1.0, abs=0.2)  # the temperature holds the entropy at its target
+    assert log[4].item() == pytest.approx(-0.5, abs=0.15)  # the temperature holds the entropy at its target
 
 
 def test_update_bootstraps_only_where_the_episode_goes_on():
