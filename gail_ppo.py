@@ -1006,6 +1006,12 @@ def check_dimensions(demos: Demos, envs, path: str) -> None:
             )
 
 
+def relative_returns(return_mean: float, demos_mean: float, expert_mean: float) -> dict[str, float]:
+    """A return as a share of the demonstrations' and of the expert's, where the demonstration set tells them."""
+    references = {"eval/vs_demos": demos_mean, "eval/vs_expert": expert_mean}
+    return {name: return_mean / float(x) for name, x in references.items() if math.isfinite(x)}
+
+
 def crossed(step: int, batch_size: int, interval: int) -> bool:
     """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
     return step // interval > (step - batch_size) // interval
@@ -1043,13 +1049,11 @@ def train(args: Args) -> dict:
         args = Args(**saved["args"])
     check_args(args)
     device = select_device(args.cuda)
-    demos = load_demos(
-        args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("actions", "rewards")
-    )
+    demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("actions",))
     max_episode_steps = demos.metadata["max_episode_steps"]
     envs = make_envs(args.env_id, args.num_envs, max_episode_steps, args.seed, args.threads)
     check_dimensions(demos, envs, args.demos)
-    demos_mean, expert_mean = demos.returns.mean(), demos.metadata["expert_return_mean"]
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
 
     # What D learns from: standardized (observation, action) pairs.
     def to_tensor(x: np.ndarray) -> torch.Tensor:
@@ -1138,7 +1142,7 @@ def train(args: Args) -> dict:
             returns = evaluate(current, 20, False, args.seed + 10_000, args.threads)
             evaluations.append((step, returns.mean().item()))
             row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-            row |= {"eval/vs_demos": returns.mean() / demos_mean, "eval/vs_expert": returns.mean() / expert_mean}
+            row |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
             progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
         stop_if_not_finite(row, step, run_dir)
         logger.write(row)
@@ -1156,31 +1160,32 @@ def train(args: Args) -> dict:
         "eval/return_mean": returns.mean().item(),
         "eval/return_std": returns.std().item(),
         "eval/return_sampled_mean": sampled.mean().item(),
-        "eval/vs_demos": returns.mean() / demos_mean,
-        "eval/sampled_vs_demos": sampled.mean() / demos_mean,
-        "eval/vs_expert": returns.mean() / expert_mean,
+        "eval/sampled_vs_demos": float(sampled.mean() / demos_mean),
         "best/return_mean": best,
         "best/step": best_step,
         "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean),
-        "demos_return_mean": demos_mean,
-        "expert_return_mean": expert_mean,
+        "demos_return_mean": float(demos_mean),
+        "expert_return_mean": float(expert_mean),
         "env_steps": num_iterations * batch_size,
         "seconds": counters["seconds"],
         "charts/SPS": num_iterations * batch_size / counters["seconds"],
     }
+    summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
     logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:
         record_video(final, run_dir / "policy.gif", args.seed)
-    vs_demos, sampled_vs_demos = summary["eval/vs_demos"], summary["eval/sampled_vs_demos"]
     print_table(
         [
             ("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)"),
             ("expert, mean action", f"{expert_mean:.0f}"),
-            ("policy, mean action", f"{returns.mean():.0f} ± {returns.std():.0f}   ({vs_demos:.1%} of demonstrations)"),
-            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled_vs_demos:.1%})"),
+            (
+                "policy, mean action",
+                f"{returns.mean():.0f} ± {returns.std():.0f}   ({returns.mean() / demos_mean:.1%} of demonstrations)",
+            ),
+            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled.mean() / demos_mean:.1%})"),
             ("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
             ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
             ("results", str(run_dir)),

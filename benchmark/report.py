@@ -1,0 +1,140 @@
+"""Write the README's result tables (between their markers) and the figures, from the CSVs in benchmark/results alone.
+
+python benchmark/report.py            # write
+python benchmark/report.py --check    # exit with 1 if the README's tables are not what the CSVs say
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark/results"
+FIGURES = ROOT / "benchmark/figures"
+
+# What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
+ORIGINAL = {"GAIL 1M": "79 / 65 (50M steps)", "GAIL 2M": "79 / 65 (50M steps)", "combined 2M": "89 / 72 (50M steps)"}
+# figure -> (suite, variants drawn)
+DRAWN = {
+    "gail": ("gail", ["GAIL 2M", "combined 2M", "GAIL without normalization 2M", "PPO on the env reward 2M"]),
+    "one_demonstration": ("gail", ["GAIL 1M", "GAIL, one demonstration"]),
+    "state_seq": ("state_seq", [f"N = {n}" for n in range(1, 6)]),
+}
+
+
+@dataclass
+class Args:
+    check: bool = False
+    """write nothing; exit with 1 if the README differs from the CSVs"""
+
+
+def read(name: str) -> dict[str, list[dict]]:
+    """A CSV's rows by variant, in the file's order; nothing if there is no such file."""
+    path, groups = RESULTS / f"{name}.csv", defaultdict(list)
+    if path.exists():
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                groups[row["variant"]].append(row)
+    return groups
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half, (S,) -> (): a quarter of the weight is cut from each end (Agarwal et al. 2021)."""
+    values, cut = np.sort(values), len(values) / 4
+    inside = np.clip(np.arange(1, len(values) + 1) - cut, 0, 1) * np.clip(
+        len(values) - cut - np.arange(len(values)), 0, 1
+    )
+    return float(np.average(values, weights=inside))
+
+
+def bootstrap_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
+    """95% interval of the interquartile mean, by resampling seeds."""
+    rng = np.random.default_rng(0)
+    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(resamples)]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def table(groups: dict[str, list[dict]]) -> str:
+    """One Markdown row a variant; returns in % of the mean return of the demonstrations that the run learned from."""
+    lines = [
+        "| variant | seeds | mean action: mean ± std (worst) | IQM [95%] | sampled | steps to 90%: median | steps/s "
+        "| original |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for variant, rows in groups.items():
+        mean, sampled = (
+            100 * np.array([float(r[f"eval/{x}"]) for r in rows]) for x in ("vs_demos", "sampled_vs_demos")
+        )
+        interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
+        reached = [float(r["steps_to_90"]) for r in rows if r["steps_to_90"]]
+        steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
+        speed = np.median([float(r["charts/SPS"]) for r in rows])
+        lines.append(
+            f"| {variant} | {len(rows)} | {mean.mean():.1f} ± {mean.std():.1f} ({mean.min():.1f}) "
+            f"| {interquartile_mean(mean):.1f} {interval} | {sampled.mean():.1f} ± {sampled.std():.1f} | {steps} "
+            f"| {speed:,.0f} | {ORIGINAL.get(variant, '–')} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(name: str, suite: str, variants: list[str]) -> None:
+    """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band."""
+    curves, rows = read(f"{suite}_curves"), read(suite)
+    variants = [variant for variant in variants if variant in curves]
+    if not variants:
+        return
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for variant in variants:
+        by_step = defaultdict(list)
+        for row in curves[variant]:
+            by_step[int(row["global_step"])].append(float(row["eval/return_mean"]))
+        steps = sorted(by_step)
+        values = [np.array(by_step[step]) for step in steps]
+        (line,) = ax.plot(
+            np.array(steps) / 1e6, [np.median(v) for v in values], label=f"{variant} ({len(values[0])} seeds)"
+        )
+        low, high = [v.min() for v in values], [v.max() for v in values]
+        ax.fill_between(np.array(steps) / 1e6, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    first = rows[variants[0]][0]
+    ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
+    ax.axhline(float(first["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
+    ax.set(xlabel="environment steps (million)", ylabel="true return of an episode, mean action", ylim=(0, None))
+    ax.legend(loc="lower right", fontsize="small")
+    ax.grid(alpha=0.3)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def with_tables(text: str) -> str:
+    """The README's text, everything between <!-- results:NAME --> and <!-- /results --> made anew."""
+    parts = text.split("<!-- results:")
+    for i, part in enumerate(parts[1:], start=1):
+        name = part.split(" -->")[0]
+        groups, rest = read(name), part.split("<!-- /results -->", 1)[1]
+        body = table(groups) if groups else "(not measured yet)"
+        parts[i] = f"{name} -->\n{body}\n<!-- /results -->{rest}"
+    return "<!-- results:".join(parts)
+
+
+def main(args: Args) -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    if args.check:
+        sys.exit("README.md differs from the CSVs; run benchmark/report.py" if with_tables(text) != text else 0)
+    readme.write_text(with_tables(text))
+    for name, (suite, variants) in DRAWN.items():
+        draw(name, suite, variants)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

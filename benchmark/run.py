@@ -1,0 +1,156 @@
+"""Run a suite of experiments: `python benchmark/run.py --suite gail`.
+
+A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each pinned to one
+core. What is in the suite's CSV already is skipped, and a run that was cut off is resumed from its checkpoint, so
+the command may be stopped and started again at any time. Each finished run adds to
+
+    benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
+    benchmark/results/<suite>_curves.csv   its evaluations and discriminator outputs over training
+"""
+
+import csv
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark/results"
+CURVE = ["global_step", "charts/episodic_return", "eval/return_mean", "disc/expert_prob", "disc/policy_prob"]
+TEN, FIVE = range(1, 11), range(1, 6)
+
+# suite -> (variant, script, flags, seeds)
+TWO_MILLION = ["--total-timesteps", "2000000"]
+SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
+    "smoke": [
+        ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
+        ("state sequences", "gail_state_seq.py", ["--total-timesteps", "64000"], range(1, 3)),
+    ],
+    "gail": [
+        ("GAIL 1M", "gail_ppo.py", [], TEN),
+        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
+        ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
+        ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env"], FIVE),
+        ("combined 1M", "gail_ppo.py", ["--reward-source", "combined"], FIVE),
+        ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward"], FIVE),
+        ("PPO on the env reward 2M", "gail_ppo.py", ["--reward-source", "env", *TWO_MILLION], FIVE),
+        ("combined 2M", "gail_ppo.py", ["--reward-source", "combined", *TWO_MILLION], FIVE),
+        ("GAIL without normalization 2M", "gail_ppo.py", ["--no-normalize-reward", *TWO_MILLION], FIVE),
+    ],
+    "state_seq": [
+        *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
+        ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
+        ("N = 4, look ahead", "gail_state_seq.py", ["--seq-len", "4", "--look-ahead"], FIVE),
+        *(
+            (
+                f"transformer, N = {n}, {'(s, a)' if actions else 'states'}",
+                "gail_state_seq.py",
+                ["--seq-len", str(n), "--discriminator", "transformer", *actions],
+                FIVE,
+            )
+            for n in (16, 100)
+            for actions in ([], ["--use-actions"])
+        ),
+    ],
+}
+
+
+@dataclass
+class Args:
+    suite: str = "smoke"
+    """name of the suite: smoke, gail, state_seq"""
+    runs: str = "runs/benchmark"
+    """folder for the runs' own files, which may be deleted afterwards"""
+
+
+def read_rows(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replace a CSV by rows whose columns may differ."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path) -> None:
+    """One run on one core; its row and its curve are added to the suite's CSVs by the caller."""
+    name = f"{suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
+    folder = runs / name
+    if (folder / "checkpoint.pt").exists():
+        command = ["--resume", str(folder / "checkpoint.pt")]
+    else:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        command = [*flags, "--seed", str(seed), "--output-dir", str(runs), "--run-name", name, "--threads", "1"]
+    log = open(f"{folder}.log", "w")
+    subprocess.run(
+        [sys.executable, str(ROOT / script), *command],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        check=True,
+    )
+
+
+def main(args: Args) -> None:
+    if args.suite not in SUITES:
+        sys.exit(f"--suite is {args.suite}, expected one of {', '.join(SUITES)}")
+    RESULTS.mkdir(exist_ok=True)
+    runs = Path(args.runs).resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    table, curves = RESULTS / f"{args.suite}.csv", RESULTS / f"{args.suite}_curves.csv"
+    done = {(row["variant"], int(row["seed"])) for row in read_rows(table)}
+    todo: queue.Queue = queue.Queue()
+    for variant, script, flags, seeds in SUITES[args.suite]:
+        for seed in seeds:
+            if (variant, seed) not in done:
+                todo.put((variant, script, flags, seed))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
+    progress, lock = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock()
+
+    def work(core: int) -> None:
+        while True:
+            try:
+                variant, script, flags, seed = todo.get_nowait()
+            except queue.Empty:
+                return
+            run_one(args.suite, variant, script, flags, seed, core, runs)
+            folder = runs / f"{args.suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
+            key = {"variant": variant, "seed": seed}
+            row = key | {"command": " ".join(["python", script, *flags, "--seed", str(seed)])}
+            row |= json.loads((folder / "summary.json").read_text())
+            row |= {"commit": commit.strip(), "versions": versions}
+            curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
+            with lock:
+                write_rows(table, read_rows(table) + [row])
+                write_rows(curves, read_rows(curves) + [key | {name: r[name] for name in CURVE} for r in curve])
+                progress.update()
+
+    workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    progress.close()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

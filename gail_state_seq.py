@@ -1,0 +1,1375 @@
+"""GAIL from state sequences, without actions, complete in one file.
+
+Imitation when the demonstrations hold no actions (or another body's): the discriminator sees the last N states and is
+asked whether this snippet was the expert's. Policy and value still act on single states. GAIL (Ho & Ermon 2016,
+https://arxiv.org/abs/1606.03476) with PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347); with N = 2 this is
+GAIfO (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
+
+    repeat:  collect a rollout -> windows of N states -> update D -> reward: how expert-like is each -> GAE -> PPO
+
+The window that rewards step t ends with the state that action t led to and looks back:
+
+    s(t-N+2) ... s(t) s(t+1)          N = 1: s(t+1) alone.  N = 2: the transition (s(t), s(t+1)).
+
+ 1. Looking back, an action can change its own reward and later ones only, so credit goes to causes. A window that looks
+    ahead pays action t for what later actions did, which is noise to it: `--look-ahead` exists to measure that mistake.
+ 2. One state stands in N windows, so it collects reward for N steps. The discounted return spreads, but stays causal.
+ 3. At the start of an episode the first state is repeated, for expert and policy alike, by one function; no window
+    spans two episodes. Otherwise D could tell the two apart by their padding.
+ 4. `--discriminator transformer` reads the window as a sequence: one attention layer from the newest state over the
+    window, with a learned bias for each distance. All windows of a rollout are scored in one banded pass, which equals
+    scoring them one by one only because there is a single attention layer (a second would see past the window).
+ 5. `--use-actions` makes chains: each state comes with the action that led to it (zeros at the start of an episode).
+ 6. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
+    demonstrations; rewards are normalized by a running window; time limits are truncations.
+
+Commands (two CPU cores):
+
+    python gail_state_seq.py                                    # N = 2, no actions
+    python gail_state_seq.py --seq-len 4                        # the last four states
+    python gail_state_seq.py --seq-len 16 --discriminator transformer --use-actions
+    python gail_state_seq.py --num-demos 1                      # from one episode of 100 steps
+    python gail_state_seq.py --evaluate runs/<run>/policy.pt
+    python gail_state_seq.py --resume runs/<run>/checkpoint.pt  # go on where a killed run stopped, bit for bit
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import typing
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.vector import AutoresetMode
+from mujoco.batch import Batch
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+REWARD_WINDOW = 10  # rollouts; measured against one and all of them: benchmark/README.md
+OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+
+
+@dataclass
+class Args:
+    exp_name: str = "gail_state_seq"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: networks, environments, minibatches, choice of demonstrations"""
+    env_id: str = "HalfCheetah-v4"
+    """environment id; must be the one the demonstrations come from"""
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
+    """demonstration set (.npz, see data/README.md)"""
+    num_demos: int = 0
+    """use this many demonstrated episodes, drawn by the seed (0: all)"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    evaluate: str = ""
+    """policy.pt to evaluate instead of training"""
+    eval_interval: int = 50_000
+    """env steps between evaluations (20 episodes with the mean action)"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, with the mean action and again with sampled ones"""
+    checkpoint_interval: int = 100_000
+    """env steps between checkpoints"""
+    capture_video: bool = False
+    """write a GIF of one episode at the end"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+    cuda: bool = False
+    """run the networks on the GPU; for networks this small the CPU is faster"""
+    threads: int = 0
+    """threads that step the physics (0: one a core); results do not depend on it"""
+
+    total_timesteps: int = 1_000_000
+    """environment steps of the whole run"""
+    num_envs: int = 64
+    """parallel environments (N)"""
+    num_steps: int = 100
+    """steps per environment and rollout (T)"""
+    learning_rate: float = 2e-3
+    """Adam step size of policy and value"""
+    anneal_lr: bool = True
+    """let that step size fall linearly to zero over the run"""
+    gamma: float = 0.97
+    """discount factor"""
+    gae_lambda: float = 0.9
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 10
+    """minibatches per epoch of the PPO update"""
+    update_epochs: int = 6
+    """epochs of the PPO update over each rollout"""
+    norm_adv: bool = True
+    """normalize advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """clipping of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value's change as well"""
+    ent_coef: float = 0.0
+    """weight of the policy's entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradient norm at which PPO's gradients are cut"""
+    target_kl: float = 0.0
+    """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
+    hidden_size: int = 64
+    """width of the two hidden layers of policy and value"""
+
+    seq_len: int = 2
+    """states in the discriminator's window (N)"""
+    discriminator: Literal["mlp", "transformer"] = "mlp"
+    """network that reads the window"""
+    use_actions: bool = False
+    """show the discriminator the action that led to each state as well"""
+    look_ahead: bool = False
+    """EXPERIMENT: reward step t by the N states that follow it, the variant that breaks credit assignment"""
+
+    reward_source: Literal["gail", "env", "combined"] = "gail"
+    """what PPO maximizes: the discriminator's reward, the environment's, or the sum of both, each normalized"""
+    reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
+    """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
+    normalize_reward: bool = True
+    """divide the reward by its running standard deviation and subtract its running mean"""
+    center_reward: bool = True
+    """subtract the mean when normalizing; turn off where episodes can end early"""
+
+    disc_loss: Literal["bce", "wgan"] = "bce"
+    """discriminator loss: binary cross-entropy, or Wasserstein (the reward is then the raw score)"""
+    disc_learning_rate: float = 1e-3
+    """Adam step size of the discriminator"""
+    disc_steps: int = 20
+    """minibatch steps of the discriminator per rollout"""
+    disc_batch_size: int = 256
+    """expert transitions, and as many of the policy's, in a discriminator minibatch"""
+    disc_hidden_size: int = 128
+    """width of the two hidden layers of the discriminator"""
+    grad_penalty_coef: float = 0.1
+    """weight of the discriminator's gradient penalty"""
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Args) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
+    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
+    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "seq_len"]
+    not_negative = ["seed", "num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
+    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    rollout = args.num_envs * args.num_steps
+    if args.num_minibatches > rollout:
+        raise UserError(
+            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
+            "(num-envs x num-steps); lower it."
+        )
+    if args.total_timesteps < rollout:
+        raise UserError(
+            f"--total-timesteps is {args.total_timesteps}, less than one rollout of {rollout} "
+            "(num-envs x num-steps); raise it or shrink the rollout."
+        )
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+def select_device(cuda: bool) -> torch.device:
+    """The device asked for; an error rather than a silent fallback when there is no GPU."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# Demonstrations
+
+
+@dataclass
+class Demos:
+    """E demonstrated episodes, L steps in all. What a file may lack is None."""
+
+    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
+    terminated: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool
+    lengths: np.ndarray  # (E,) int64, steps of each episode
+    metadata: dict
+    actions: np.ndarray | None = None  # (L, A) float32, as executed
+    rewards: np.ndarray | None = None  # (L,) float32
+    qpos: np.ndarray | None = None  # (L + E, nq) float64
+    qvel: np.ndarray | None = None  # (L + E, nv) float64
+
+    @property
+    def obs_before_step(self) -> np.ndarray:
+        """(L, O): the observation each action answered, i.e. all but the final ones."""
+        final = np.cumsum(self.lengths + 1) - 1
+        return np.delete(self.observations, final, axis=0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
+        if self.rewards is None:
+            return np.full(len(self.lengths), np.nan)
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+
+def load_demos(
+    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
+) -> Demos:
+    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
+
+    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
+    """
+    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+        metadata = json.loads(str(fields.pop("metadata")[()]))
+    except FileNotFoundError:
+        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(
+            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
+        ) from None
+
+    for name in {"observations", "terminated", "truncated", "lengths", *required}:
+        if name not in fields:
+            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
+    if env_id and metadata.get("env_id") != env_id:
+        raise UserError(
+            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    lengths = fields["lengths"]
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
+        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    episodes, steps = len(lengths), int(lengths.sum())
+    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
+    for name, count in rows.items():
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
+        if name in ("observations", *required) and not np.isfinite(array).all():
+            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+    if not 0 <= num_demos <= episodes:
+        raise UserError(
+            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
+        )
+
+    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
+    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
+    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
+    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
+
+
+# Environments: both classes give the same loop the same things
+
+
+class BatchHalfCheetah:
+    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
+    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
+
+    frame_skip = 5
+    reset_noise = 0.1
+    control_cost = 0.1
+
+    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
+        self.dt = self.frame_skip * self.model.opt.timestep
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.rng = np.random.default_rng(seed)
+
+    def observe(self) -> np.ndarray:
+        """(N, O) float64: all positions but the root's x, then all velocities."""
+        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given simulations (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
+        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
+        self.elapsed[ids] = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
+
+        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
+        """
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=self.frame_skip)
+        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
+        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        next_obs = final_obs = self.observe()
+        if truncated.any():
+            next_obs = self.reset(np.flatnonzero(truncated))
+        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
+
+    def state_dict(self) -> dict:
+        """Everything the simulations need to go on bit for bit, warm starts included."""
+        state = torch.from_numpy(self.batch.state.copy())
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.batch.state[:] = saved["state"].numpy()
+        self.elapsed[:] = saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+class GymnasiumEnvs:
+    """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
+
+    def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        try:
+            self.envs = gym.make_vec(
+                env_id,
+                num_envs,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+                max_episode_steps=max_episode_steps or None,
+            )
+        except gym.error.Error as error:
+            raise UserError(
+                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
+            ) from None
+        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        for name, space in (("observations", obs_space), ("actions", action_space)):
+            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
+        self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
+        self.action_low, self.action_high = action_space.low, action_space.high
+        self.seed = seed
+
+    def reset(self) -> np.ndarray:
+        return self.envs.reset(seed=self.seed)[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As BatchHalfCheetah.step."""
+        next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        final_obs = next_obs
+        ended = terminated | truncated
+        if ended.any():
+            final_obs = next_obs.copy()
+            final_obs[ended] = np.stack(info["final_obs"][ended])
+        return next_obs, rewards, terminated, truncated, final_obs
+
+    def state_dict(self) -> dict:
+        return {}  # a general simulator's state cannot be read: a resumed run starts new episodes
+
+    def load_state_dict(self, saved: dict) -> None:
+        pass
+
+
+def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+    return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
+
+
+# Networks
+
+
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        last = i == len(sizes) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, activation()]
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
+    observations (B, O)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
+        self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
+
+
+def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+
+
+def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class MLPDiscriminator(nn.Module):
+    """Logit of 'this window is the expert's' from all its tokens side by side: (..., N, X) -> (...)."""
+
+    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.net = mlp([seq_len * token_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.net(windows.flatten(-2)).squeeze(-1)
+
+    def score(self, stream: "Stream") -> torch.Tensor:
+        """Logits (T, B) of every step's window."""
+        return self(make_windows(stream, self.net[0].in_features // stream.tokens.shape[-1]))
+
+
+class TransformerDiscriminator(nn.Module):
+    """One attention layer: the newest token of the window asks, all N answer; a learned bias for each distance tells
+    them apart: (..., N, X) -> (...). Attention is written out, since PyTorch's fused one has no double backward on the
+    CPU, which the gradient penalty needs."""
+
+    heads = 4
+
+    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.embed = mlp([token_dim, hidden_size, hidden_size], nn.ReLU, 1.0, generator)
+        self.query, self.key, self.value = (mlp([hidden_size, hidden_size], nn.ReLU, 1.0, generator) for _ in range(3))
+        self.distance_bias = nn.Parameter(torch.zeros(self.heads, seq_len))  # [h, d]: d steps before the newest token
+        self.head = mlp([2 * hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., N, H) -> (..., heads, N, H / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        embedded = self.embed(windows)  # (..., N, H)
+        newest = embedded[..., -1:, :]
+        query, key, value = (
+            self.split_heads(layer(x))
+            for layer, x in ((self.query, newest), (self.key, embedded), (self.value, embedded))
+        )
+        logits = (query * key).sum(-1) / math.sqrt(key.shape[-1]) + self.distance_bias.flip(-1)  # (..., heads, N)
+        answer = (torch.softmax(logits, -1).unsqueeze(-1) * value).sum(-2).flatten(-2)  # (..., H)
+        return self.head(torch.cat([newest.squeeze(-2), answer], -1)).squeeze(-1)
+
+    def score(self, stream: "Stream") -> torch.Tensor:
+        """Logits (T, B) of every step's window in one banded pass: each token is embedded once, step t attends to its
+        new token and to tokens t-N+2 ... t of its episode. The repeated first state of an early window is one key whose
+        biases add up, since copies share key and value: sum_d exp(qk + b_d) = exp(qk + logsumexp_d b_d)."""
+        seq_len, (steps, _) = self.distance_bias.shape[1], stream.start.shape
+        old, new = self.embed(stream.tokens).transpose(0, 1), self.embed(stream.next_tokens).transpose(0, 1)
+        query, new_key, new_value = (self.split_heads(layer(new)) for layer in (self.query, self.key, self.value))
+        key, value = (self.split_heads(layer(old)) for layer in (self.key, self.value))  # (B, heads, T, H / heads)
+        scale = math.sqrt(key.shape[-1])
+
+        t, j = torch.arange(steps, device=key.device)[:, None], torch.arange(steps, device=key.device)[None]
+        start = stream.start.T[:, :, None]  # (B, T, 1)
+        distance = (t + 1 - j).clamp(0, seq_len - 1)  # (T, T), of token j seen from step t's newest
+        visible = (j <= t) & (j >= t - seq_len + 2) & (j >= start)  # (B, T, T)
+        # The first token of the episode stands for itself and for all its copies further back in the window.
+        tail = self.distance_bias.flip(-1).logcumsumexp(-1).flip(-1)  # [h, d]: logsumexp of the biases from d on
+        oldest = torch.maximum(start, (t - seq_len + 2)[None]) == j  # first token that the window shows
+        is_first = oldest & (j == start)
+        bias = torch.where(is_first[:, None], tail[:, distance], self.distance_bias[:, distance])
+        logits = (query @ key.transpose(-1, -2) / scale + bias).masked_fill(~visible[:, None], -math.inf)
+        new_logit = (query * new_key).sum(-1, keepdim=True) / scale + self.distance_bias[:, None, :1]
+        weights = torch.softmax(torch.cat([logits, new_logit], -1), -1)  # (B, heads, T, T + 1)
+        answer = weights[..., :-1] @ value + weights[..., -1:] * new_value
+        answer = answer.transpose(1, 2).flatten(2)  # (B, T, H)
+        return self.head(torch.cat([new, answer], -1)).squeeze(-1).T[-stream.steps :]
+
+
+# Windows
+
+
+@dataclass
+class Stream:
+    """Steps of B environments (for demonstrations B = 1) on one time axis, ready to be cut into windows.
+
+    The axis may begin with tokens of earlier rollouts, so that a window reaches back over a rollout's border.
+    """
+
+    tokens: torch.Tensor  # (P + T, B, X): what step t started from, s(t), with the action that led there if wanted
+    next_tokens: torch.Tensor  # (P + T, B, X): what it led to, s(t+1), with action t
+    start: torch.Tensor  # (P + T, B) int64: index of the first step of the step's episode
+    end: torch.Tensor  # (P + T, B) int64: index of the last known step of the step's episode
+    steps: int  # T: the steps that get a window, the last ones
+
+
+def make_windows(stream: Stream, seq_len: int, look_ahead: bool = False) -> torch.Tensor:
+    """The N tokens that reward each step: (T, B, N, X).
+
+    Looking back: tokens t-N+2 ... t of the step's episode (the first repeated where it has too few), next token t.
+    Looking ahead: next tokens t ... t+N-1, the last repeated.
+    """
+    length, envs = stream.start.shape
+    t = torch.arange(length - stream.steps, length, device=stream.start.device)[:, None, None]
+    env = torch.arange(envs, device=stream.start.device)[None, :, None]
+    start, end = (x[-stream.steps :, :, None] for x in (stream.start, stream.end))
+    offsets = torch.arange(seq_len, device=stream.start.device)
+    if look_ahead:
+        return stream.next_tokens[torch.minimum(t + offsets, end), env]
+    past = stream.tokens[torch.maximum(t - seq_len + 2 + offsets[:-1], start), env]
+    return torch.cat([past, stream.next_tokens[-stream.steps :, :, None]], dim=2)
+
+
+def obs_after_step(demos: Demos) -> np.ndarray:
+    """(L, O): the observation each action led to, i.e. all but the first of each episode."""
+    return np.delete(demos.observations, np.cumsum(demos.lengths + 1) - demos.lengths - 1, axis=0)
+
+
+def add_actions(
+    states: torch.Tensor, next_states: torch.Tensor, actions: torch.Tensor, first: torch.Tensor, previous: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join each state with the action that led to it: (T, B, O) and (T, B, A) -> two (T, B, O + A).
+
+    first (T, B) marks the first steps of episodes, whose states no action led to (zeros); previous (B, A) is the action
+    before step 0.
+    """
+    led_here = torch.cat([previous[None], actions[:-1]]) * ~first[..., None]
+    return torch.cat([states, led_here], -1), torch.cat([next_states, actions], -1)
+
+
+def episode_bounds(ended: torch.Tensor, age: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the first and of the last known step of each step's episode, (T, B) each; a start may be negative.
+
+    ended (T, B) marks last steps; age (B,) counts the steps that row 0's episodes already had.
+    """
+    steps = len(ended)
+    t = torch.arange(steps, device=ended.device)[:, None].expand_as(ended)
+    begins = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
+    start = torch.where(begins, t, -age[None].expand_as(t)).cummax(0).values
+    end = torch.where(ended, t, steps - 1).flip(0).cummin(0).values.flip(0)
+    return start, end
+
+
+class History:
+    """Turns rollouts into streams, remembering the tokens that the next rollout's first windows reach back to."""
+
+    def __init__(self, seq_len: int, use_actions: bool, obs_dim: int, action_dim: int, num_envs: int, device):
+        self.keep, self.use_actions = max(seq_len - 2, 0), use_actions
+        self.tokens = torch.zeros((self.keep, num_envs, obs_dim + action_dim * use_actions), device=device)
+        self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self.action = torch.zeros((num_envs, action_dim), device=device)
+
+    def stream(self, obs, next_obs, actions, ended: torch.Tensor) -> Stream:
+        """(T, B, O), (T, B, O), (T, B, A) or None, (T, B) -> Stream; to be called once a rollout, in order."""
+        steps = len(obs)
+        start, end = episode_bounds(ended, self.age)
+        if self.use_actions:
+            first = start == torch.arange(steps, device=start.device)[:, None]
+            obs, next_obs = add_actions(obs, next_obs, actions, first, self.action)
+            self.action = actions[-1]
+        carried = min(self.keep, int(self.age.max()))  # nothing, where every rollout starts new episodes
+        tokens = torch.cat([self.tokens[self.keep - carried :], obs])
+        next_tokens = torch.cat([torch.zeros_like(tokens[:carried]), next_obs])
+        start, end = (F.pad(x + carried, (0, 0, carried, 0)).clamp(min=0) for x in (start, end))
+        self.age = torch.where(ended[-1], 0, len(tokens) - start[-1])
+        self.tokens = torch.cat([self.tokens, obs])[len(obs) :]
+        return Stream(tokens, next_tokens, start, end, steps)
+
+    def state_dict(self) -> dict:
+        return {"tokens": self.tokens, "age": self.age, "action": self.action}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.tokens, self.age, self.action = (saved[name].to(self.age.device) for name in ("tokens", "age", "action"))
+
+
+# The algorithm, as pure functions
+
+
+def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
+    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+def window_gradient_penalty(
+    disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor
+) -> torch.Tensor:
+    """Mean of (|dD/dx| - 1)^2 at windows x = mix * expert + (1 - mix) * policy, mix (B, 1, 1); the norm is over the
+    whole window (Gulrajani et al. 2017, equation 3)."""
+    x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
+
+
+def discriminator_loss(
+    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
+
+    bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
+    wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
+    """
+    if kind == "bce":
+        loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+    else:
+        loss = policy_logit.mean() - expert_logit.mean()
+    logits = torch.cat([expert_logit, policy_logit])
+    entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
+    return loss - ent_coef * entropy, entropy
+
+
+def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+    """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
+    logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
+    if form == "softplus":
+        return F.softplus(logit)  # -log(1 - D)
+    return logit if form == "logit" else F.logsigmoid(logit)  # log D - log(1 - D), or log D
+
+
+class RewardNormalizer:
+    """Normalizes rewards by the mean and standard deviation of all rewards of the last `window` rollouts."""
+
+    def __init__(self, window: int | None = REWARD_WINDOW):
+        self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
+
+    def update(self, rewards: torch.Tensor) -> None:
+        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        mean, square = np.mean(self.moments, axis=0)
+        return float(mean), math.sqrt(max(square - mean**2, 0.0))
+
+    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
+        mean, std = self.mean_std
+        return (rewards - mean * center) / (std + 1e-8)
+
+    def state_dict(self) -> dict:
+        return {"moments": list(self.moments)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.moments.extend(tuple(pair) for pair in saved["moments"])
+
+
+def compute_gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    next_values: torch.Tensor,
+    terminated: torch.Tensor,
+    ended: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
+
+    next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
+    only a terminated one from nothing; `ended` (terminated or truncated) keeps the sum within its episode.
+    Returns advantages and returns (advantages + values).
+    """
+    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
+    advantages = torch.empty_like(rewards)
+    running = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages, advantages + values
+
+
+def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
+
+
+def ppo_value_loss(
+    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
+) -> torch.Tensor:
+    """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
+    loss = (value - returns).square()
+    if clip_coef is not None:
+        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return 0.5 * loss.mean()
+
+
+# The training loop's named steps
+
+
+@dataclass
+class Rollout:
+    """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
+
+    obs: torch.Tensor  # (T, N, O)
+    next_obs: torch.Tensor  # (T, N, O)
+    actions: torch.Tensor  # (T, N, A) as sampled: what PPO's ratio is about
+    executed_actions: torch.Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
+    log_probs: torch.Tensor  # (T, N)
+    env_rewards: torch.Tensor  # (T, N)
+    terminated: torch.Tensor  # (T, N) bool
+    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+
+
+class Collector:
+    """Steps the environments with the policy and keeps what lasts from one rollout to the next."""
+
+    def __init__(self, envs, obs_mean: torch.Tensor, obs_std: torch.Tensor, device: torch.device):
+        self.envs, self.device = envs, device
+        self.obs_mean, self.obs_std = obs_mean, obs_std
+        self.obs = envs.reset()  # (N, O) float64
+        self.episode_return = np.zeros(envs.num_envs)
+        self.episode_length = np.zeros(envs.num_envs, np.int64)
+        self.finished: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the latest episodes
+
+    def standardized(self, obs: np.ndarray) -> torch.Tensor:
+        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.device)
+        return standardize(obs, self.obs_mean, self.obs_std)
+
+    @torch.no_grad()
+    def rollout(self, agent: Agent, num_steps: int, generator: torch.Generator) -> Rollout:
+        """Sample num_steps actions in every environment."""
+        envs = self.envs
+        std = agent.log_std.exp()
+        noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
+        steps = []
+        for t in range(num_steps):
+            obs = self.standardized(self.obs)
+            mean = agent.actor_mean(obs)
+            action = mean + std * noise[t]
+            executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
+            self.obs, reward, terminated, truncated, final_obs = envs.step(executed)
+            steps.append((obs, action, mean, executed, reward, terminated, terminated | truncated, final_obs))
+            self.count_episodes(reward, terminated | truncated)
+        obs, action, mean = (torch.stack(column) for column in list(zip(*steps))[:3])
+        executed, reward, terminated, ended, final_obs = (np.stack(column) for column in list(zip(*steps))[3:])
+        return Rollout(
+            obs,
+            self.standardized(final_obs),
+            action,
+            torch.as_tensor(executed, dtype=torch.float32).to(self.device),
+            gaussian_log_prob(action, mean, agent.log_std),
+            torch.as_tensor(reward, dtype=torch.float32).to(self.device),
+            torch.as_tensor(terminated).to(self.device),
+            torch.as_tensor(ended).to(self.device),
+        )
+
+    def count_episodes(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        self.episode_return += reward
+        self.episode_length += 1
+        for i in np.flatnonzero(ended):
+            self.finished.append((float(self.episode_return[i]), int(self.episode_length[i])))
+            self.episode_return[i], self.episode_length[i] = 0.0, 0
+
+    def state_dict(self) -> dict:
+        names = ("obs", "episode_return", "episode_length")
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+        return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        if not saved["envs"]:
+            return  # the environments could not be saved: keep the fresh episodes
+        self.obs = saved["obs"].numpy()
+        self.episode_return, self.episode_length = saved["episode_return"].numpy(), saved["episode_length"].numpy()
+        self.finished.extend(tuple(pair) for pair in saved["finished"])
+        self.envs.load_state_dict(saved["envs"])
+
+
+def update_on_windows(
+    disc: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    expert: torch.Tensor,
+    policy: torch.Tensor,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Minibatch steps of D on expert (L, N, X) and policy (B, N, X) windows; returns the means of what to log."""
+    log = []
+    for _ in range(args.disc_steps):
+        size, device = args.disc_batch_size, expert.device
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
+        expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, 0.0)
+        penalty = torch.zeros((), device=device)
+        if args.grad_penalty_coef > 0:
+            mix = torch.rand((size, 1, 1), generator=generator).to(device)
+            penalty = window_gradient_penalty(disc, expert_x, policy_x, mix)
+        optimizer.zero_grad()
+        (loss + args.grad_penalty_coef * penalty).backward()
+        optimizer.step()
+        with torch.no_grad():
+            probs = [torch.sigmoid(expert_logit).mean(), torch.sigmoid(policy_logit).mean()]
+            accuracies = [(expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()]
+            log.append(torch.stack([loss, *probs, *accuracies, penalty, entropy]))
+    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty", "entropy")
+    return {f"disc/{name}": value for name, value in zip(names, torch.stack(log).mean(0).tolist())}
+
+
+def compute_rewards(
+    rollout: Rollout, logit: torch.Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
+    sources = {"env": rollout.env_rewards}
+    log = {"reward/env_mean": rollout.env_rewards.mean().item()}
+    if logit is not None:
+        sources["gail"] = imitation_reward(logit, args.reward_form)
+        log["reward/gail_mean"] = sources["gail"].mean().item()
+        log["reward/gail_std"] = sources["gail"].std().item()
+    total = torch.zeros_like(rollout.env_rewards)
+    for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
+        normalizers[name].update(sources[name])
+        if args.normalize_reward or args.reward_source == "combined":
+            total += normalizers[name].normalize(sources[name], args.center_reward)
+        else:
+            total += sources[name]
+    return total, log | {"reward/total_mean": total.mean().item()}
+
+
+def update_policy(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rewards: torch.Tensor,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
+    with torch.no_grad():
+        values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
+        advantages, returns = compute_gae(
+            rewards, values, next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+        )
+        explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+    flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
+    parameters = list(agent.parameters())
+    log = []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
+        for minibatch in order.chunk(args.num_minibatches):
+            obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
+            log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
+            if args.norm_adv:
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+            value_clip = args.clip_coef if args.clip_vloss else None
+            value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
+            entropy = gaussian_entropy(agent.log_std)
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
+                clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
+                log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
+        if args.target_kl > 0 and approx_kl.item() > args.target_kl:
+            break
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+    means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
+    return {f"losses/{name}": value for name, value in means.items()}
+
+
+# Evaluation
+
+
+def load_actor(policy: dict) -> typing.Callable[[np.ndarray], torch.Tensor]:
+    """The mean action (B, A) as a function of raw observations (B, O), from the content of a "gaussian" policy.pt."""
+    actor = mlp(policy["sizes"], nn.Tanh, 0.01, torch.Generator())
+    actor.load_state_dict({name[5:]: w for name, w in policy["weights"].items() if name.startswith("mean.")})
+
+    @torch.inference_mode()
+    def mean_action(obs: np.ndarray) -> torch.Tensor:
+        return actor(standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"]))
+
+    return mean_action
+
+
+def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
+    """True returns (episodes,) of fresh episodes, with the mean action or sampled ones.
+
+    policy is the content of a policy.pt; environments and random numbers are the evaluation's own.
+    """
+    envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
+    mean_action, std = load_actor(policy), policy["weights"]["log_std"].exp() * sampled
+    generator = torch.Generator().manual_seed(seed)
+    obs = envs.reset()
+    returns, running = np.zeros(episodes), np.ones(episodes, bool)
+    while running.any():
+        action = mean_action(obs) + std * torch.randn((episodes, envs.action_dim), generator=generator)
+        obs, reward, terminated, truncated, _ = envs.step(np.clip(action.numpy(), envs.action_low, envs.action_high))
+        returns += reward * running
+        running &= ~(terminated | truncated)
+    return returns
+
+
+def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
+    """The content of policy.pt, which every script of this project can read."""
+    weights = {f"mean.{name}": w.detach().cpu().clone() for name, w in agent.actor_mean.state_dict().items()}
+    layers = [layer for layer in agent.actor_mean if isinstance(layer, nn.Linear)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "gaussian",  # tanh layers; mean network and a state-independent log_std; actions clipped to the bounds
+        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
+        "weights": weights | {"log_std": agent.log_std.detach().cpu().clone()},
+        "obs_mean": obs_mean.cpu(),
+        "obs_std": obs_std.cpu(),
+        "obs_clip": OBS_CLIP,
+        "env_id": env_id,
+        "max_episode_steps": max_episode_steps,
+    }
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        self.columns = columns
+        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity or None,
+                name=run_dir.name,
+                id=saved["wandb_id"] if saved else None,
+                resume="allow",
+                dir=str(run_dir),
+                config=dataclasses.asdict(args),
+            )
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+COLUMNS = """global_step charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate
+losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
+disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
+reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
+eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert
+time/rollout time/discriminator time/update""".split()
+
+
+def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
+    """curves.png: return and discriminator outputs over environment steps, from metrics.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def draw(ax, name: str, **style) -> None:
+        points = [(int(row["global_step"]), float(row[name])) for row in rows if row[name]]
+        if points:
+            ax.plot(*zip(*points), **style)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
+    draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
+    left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
+    left.axhline(expert_mean, color="black", linestyle=":", label="expert (mean action)")
+    left.set(xlabel="environment steps", ylabel="true return of an episode", title="Return")
+    left.legend(loc="lower right")
+    draw(right, "disc/expert_prob", label="on demonstrations", color="tab:red")
+    draw(right, "disc/policy_prob", label="on the policy", color="tab:blue")
+    right.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
+    right.set(xlabel="environment steps", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
+    right.legend(loc="upper right")
+    figure.savefig(run_dir / "curves.png", dpi=120)
+    plt.close(figure)
+
+
+def record_video(policy: dict, path: Path, seed: int) -> None:
+    """A GIF of one episode with the mean action, rendered without a display."""
+    import imageio
+
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"] or None)
+        obs, _ = env.reset(seed=seed)
+        frames = [env.render()]
+    except Exception as error:  # GL libraries fail in many ways
+        raise UserError(
+            f"--capture-video: no headless OpenGL here ({type(error).__name__}); install libegl1 and libgl1-mesa-dri, "
+            "or leave the flag out."
+        ) from None
+    mean_action, ended = load_actor(policy), False
+    while not ended:
+        action = np.clip(mean_action(obs).numpy(), env.action_space.low, env.action_space.high)
+        obs, _, terminated, truncated, _ = env.step(action)
+        frames.append(env.render())
+        ended = terminated or truncated
+    env.close()
+    imageio.mimsave(path, [frame[::2, ::2] for frame in frames], duration=50, loop=0)
+
+
+def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
+    """The first env step of two evaluations in a row that reach target; None if there is none."""
+    for (step, value), (_, following) in zip(curve, curve[1:]):
+        if value >= target and following >= target:
+            return step
+    return None
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def check_dimensions(demos: Demos, envs, path: str) -> None:
+    """UserError unless the demonstrations fit the environment."""
+    for name, array, expected in (
+        ("observations", demos.observations, envs.obs_dim),
+        ("actions", demos.actions, envs.action_dim),
+    ):
+        if array is not None and array.shape[1] != expected:
+            raise UserError(
+                f"--demos {path}: its {name} have {array.shape[1]} dimensions, the environment's {expected}; "
+                "give demonstrations of this environment."
+            )
+
+
+def relative_returns(return_mean: float, demos_mean: float, expert_mean: float) -> dict[str, float]:
+    """A return as a share of the demonstrations' and of the expert's, where the demonstration set tells them."""
+    references = {"eval/vs_demos": demos_mean, "eval/vs_expert": expert_mean}
+    return {name: return_mean / float(x) for name, x in references.items() if math.isfinite(x)}
+
+
+def crossed(step: int, batch_size: int, interval: int) -> bool:
+    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
+    return step // interval > (step - batch_size) // interval
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def warn_about_termination(rollout: Rollout, args: Args) -> None:
+    """Early ends make the sign of the reward matter (see imitation_reward); centering hides which sign was chosen."""
+    if rollout.terminated.any() and args.reward_source != "env" and args.normalize_reward and args.center_reward:
+        advice = "a centered reward may pay for that; consider --no-center-reward."
+        print(f"warning: episodes of {args.env_id} can end early, and {advice}", file=sys.stderr)
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+def train(args: Args) -> dict:
+    """One training, from start or checkpoint to its table, files and figure; returns summary.json's content."""
+    torch.set_num_threads(1)  # minibatches this small run slower on more
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "gail_state_seq"})
+        args = Args(**saved["args"])
+    check_args(args)
+    device = select_device(args.cuda)
+    required = ("actions",) if args.use_actions else ()
+    demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
+    if args.seq_len > demos.lengths.min():
+        raise UserError(
+            f"--seq-len is {args.seq_len}, but the shortest demonstration has {demos.lengths.min()} steps; lower it."
+        )
+    max_episode_steps = demos.metadata["max_episode_steps"]
+    envs = make_envs(args.env_id, args.num_envs, max_episode_steps, args.seed, args.threads)
+    check_dimensions(demos, envs, args.demos)
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
+
+    # What D learns from: windows of standardized states, cut by the function that cuts the policy's.
+    def to_tensor(x: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(x, dtype=torch.float32).to(device)
+
+    obs, next_obs = demos.obs_before_step, obs_after_step(demos)
+    obs_mean, obs_std = to_tensor(obs.mean(0)), to_tensor(obs.std(0) + 1e-3)
+    actions, action_mean, action_std = None, None, None
+    if args.use_actions:
+        actions = to_tensor(np.clip(demos.actions, envs.action_low, envs.action_high))
+        action_mean, action_std = actions.mean(0), actions.std(0) + 1e-3
+        actions = standardize(actions, action_mean, action_std)[:, None]
+    obs, next_obs = (standardize(to_tensor(x), obs_mean, obs_std)[:, None] for x in (obs, next_obs))  # B = 1
+    ended = torch.zeros(len(obs), 1, dtype=torch.bool, device=device)
+    ended[np.cumsum(demos.lengths) - 1] = True
+    shape = (args.seq_len, args.use_actions, envs.obs_dim, envs.action_dim)
+    expert_stream = History(*shape, 1, device).stream(obs, next_obs, actions, ended)
+    expert = make_windows(expert_stream, args.seq_len, args.look_ahead).flatten(0, 1)  # (L, N, X)
+
+    generator = torch.Generator().manual_seed(args.seed)
+    agent = Agent(envs.obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
+    make_disc = MLPDiscriminator if args.discriminator == "mlp" else TransformerDiscriminator
+    disc = make_disc(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
+    history = History(*shape, args.num_envs, device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
+    collector = Collector(envs, obs_mean, obs_std, device)
+    counters = {"iteration": 0, "seconds": 0.0}
+    evaluations: list[tuple[int, float]] = []  # (env step, mean return with the mean action)
+    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    stateful |= {
+        "history": history,
+        "collector": collector,
+        "env_reward": normalizers["env"],
+        "gail_reward": normalizers["gail"],
+    }
+
+    if saved:
+        run_dir = Path(resume_path).parent
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        counters, evaluations = saved["counters"], [tuple(pair) for pair in saved["evaluations"]]
+    else:
+        run_dir = make_run_dir(args)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {name: part.state_dict() for name, part in stateful.items()}
+        content |= {"format_version": FORMAT_VERSION, "script": "gail_state_seq", "args": dataclasses.asdict(args)}
+        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
+        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    progress = tqdm(
+        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="step", disable=None
+    )
+    while counters["iteration"] < num_iterations:
+        clock = [time.perf_counter()]
+        iteration = counters["iteration"]
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+
+        rollout = collector.rollout(agent, args.num_steps, generator)
+        clock.append(time.perf_counter())
+
+        row, logit = {}, None
+        if args.reward_source != "env":
+            actions = standardize(rollout.executed_actions, action_mean, action_std) if args.use_actions else None
+            stream = history.stream(rollout.obs, rollout.next_obs, actions, rollout.ended)
+            windows = make_windows(stream, args.seq_len, args.look_ahead)
+            row |= update_on_windows(disc, disc_optimizer, expert, windows.flatten(0, 1), args, generator)
+            with torch.no_grad():
+                logit = disc(windows) if args.look_ahead else disc.score(stream)
+        rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
+        clock.append(time.perf_counter())
+
+        row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        clock.append(time.perf_counter())
+        if iteration == 0:
+            warn_about_termination(rollout, args)
+
+        counters["iteration"] += 1
+        counters["seconds"] += clock[-1] - clock[0]
+        step = counters["iteration"] * batch_size
+        row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
+        row |= {"global_step": step, "charts/SPS": int(step / counters["seconds"])}
+        row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        if collector.finished:
+            row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
+        if crossed(step, batch_size, args.eval_interval):
+            current = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
+            returns = evaluate(current, 20, False, args.seed + 10_000, args.threads)
+            evaluations.append((step, returns.mean().item()))
+            row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+            row |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+            progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+        stop_if_not_finite(row, step, run_dir)
+        logger.write(row)
+        progress.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
+            save_checkpoint()
+    progress.close()
+
+    final = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
+    save_atomically(final, run_dir / "policy.pt")
+    returns = evaluate(final, args.eval_episodes, False, args.seed + 20_000, args.threads)
+    sampled = evaluate(final, args.eval_episodes, True, args.seed + 30_000, args.threads)
+    best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))
+    summary = {
+        "eval/return_mean": returns.mean().item(),
+        "eval/return_std": returns.std().item(),
+        "eval/return_sampled_mean": sampled.mean().item(),
+        "eval/sampled_vs_demos": float(sampled.mean() / demos_mean),
+        "best/return_mean": best,
+        "best/step": best_step,
+        "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean),
+        "demos_return_mean": float(demos_mean),
+        "expert_return_mean": float(expert_mean),
+        "env_steps": num_iterations * batch_size,
+        "seconds": counters["seconds"],
+        "charts/SPS": num_iterations * batch_size / counters["seconds"],
+    }
+    summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+    logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
+    logger.close()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_run(run_dir, demos_mean, expert_mean)
+    if args.capture_video:
+        record_video(final, run_dir / "policy.gif", args.seed)
+    print_table(
+        [
+            ("demonstrations", f"{demos_mean:.0f}   ({len(demos.lengths)} episodes)"),
+            ("expert, mean action", f"{expert_mean:.0f}"),
+            (
+                "policy, mean action",
+                f"{returns.mean():.0f} ± {returns.std():.0f}   ({returns.mean() / demos_mean:.1%} of demonstrations)",
+            ),
+            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled.mean() / demos_mean:.1%})"),
+            ("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
+            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
+            ("results", str(run_dir)),
+        ]
+    )
+    return summary
+
+
+def evaluate_policy_file(args: Args) -> dict:
+    """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
+    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
+    policy = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"})
+    summary = {}
+    for name, sampled in (("mean action", False), ("sampled", True)):
+        returns = evaluate(policy, args.eval_episodes, sampled, args.seed + 20_000 + 10_000 * sampled, args.threads)
+        summary[name] = f"{returns.mean():.1f} ± {returns.std():.1f}   ({args.eval_episodes} episodes)"
+    print_table([("policy", args.evaluate), *summary.items()])
+    if args.capture_video:
+        record_video(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
+    return summary
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Args)
+        evaluate_policy_file(args) if args.evaluate else train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
