@@ -1,0 +1,1202 @@
+"""Behaviour cloning: imitate a demonstrator by regressing its actions on its states, complete in one file.
+
+The policy is a network fitted to the demonstrated (state, action) pairs by supervised learning (Pomerleau 1989; Ross &
+Bagnell 2010 on why its errors add up over an episode). It never acts while it learns, so nothing corrects it once its
+own actions have led it to states that no demonstration shows. Every result of an imitation method must stand beside it.
+
+    repeat:  minibatch of pairs -> loss -> gradient step -> slow policy = polyak * slow + (1 - polyak) * policy
+
+Details that matter:
+
+ 1. `--loss mse` fits a deterministic policy by mean squared error; `--loss nll` a Gaussian with a state-independent
+    standard deviation by maximum likelihood. Both are judged by their mean action, the Gaussian by sampled ones too.
+ 2. A second, "slow" policy is the Polyak average of the first one's weights, evaluated beside it and saved as well.
+ 3. The demonstrations are split into training and validation *by episode*: neighbouring steps are nearly equal, so
+    steps drawn from the same episode on both sides would make the validation loss a second training loss. One
+    demonstration leaves no episode for validation; it is then left out.
+ 4. Observations are standardized by the training episodes alone.
+ 5. `bc/train_loss` and `bc/val_loss` are the same loss, of the same weights, each over its whole split, without any
+    noise of minibatches: their difference is the generalization gap and nothing else.
+ 6. An episode *fell away from the pack* if it returned less than half of the demonstrations' mean return. The yardstick
+    is the demonstrations', not the policy's own median: a policy that mostly fails cannot pass for its own pack. It
+    asks for a task whose good returns are positive.
+ 7. `policy.pt` has tanh layers, as those of `gail_ppo.py`: with `--loss nll` the two are of one kind.
+
+Commands (two CPU cores):
+
+    python bc.py                                            # data/halfcheetah-v4_sac_stochastic-one.npz
+    python bc.py --loss nll --hidden-size 64                # Gaussian head, narrower
+    python bc.py --num-demos 1                              # from one episode of 100 steps
+    python bc.py --compare-with runs/<run>/policy.pt        # cumulative returns beside those of a saved policy
+    python bc.py --evaluate runs/<run>/policy.pt            # 200 episodes; --compare-with works here as well
+    python bc.py --resume runs/<run>/checkpoint.pt          # go on where a killed run stopped, bit for bit
+    python bc.py --study                                    # five sets x four widths x three seeds; again: goes on
+    python bc.py --study --study-wide                       # width 4096 on stochastic-one as well: long
+"""
+
+import copy
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.vector import AutoresetMode
+from mujoco.batch import Batch
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of a "tanh_gaussian" policy, see collect_expert_sac.py
+LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
+WIDE_LEVEL, WIDE = "stochastic-one", 4096  # the cell that --study-wide adds
+
+
+@dataclass
+class Args:
+    exp_name: str = "bc"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: network, minibatches, choice and split of demonstrations, evaluation episodes"""
+    env_id: str = "HalfCheetah-v4"
+    """environment id; must be the one the demonstrations come from"""
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
+    """demonstration set (.npz, see data/README.md)"""
+    num_demos: int = 0
+    """use this many demonstrated episodes, drawn by the seed (0: all)"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>; for --study: <exp-name>_study)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    evaluate: str = ""
+    """policy.pt to evaluate instead of training"""
+    compare_with: str = ""
+    """policy.pt, of any script of this project, whose cumulative returns are drawn beside this policy's"""
+    eval_interval: int = 250
+    """gradient steps between evaluations (20 episodes with the mean action), each followed by a checkpoint"""
+    eval_episodes: int = 200
+    """episodes of the final evaluation"""
+    capture_video: bool = False
+    """write a GIF of one episode at the end"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+    cuda: bool = False
+    """train the network on the GPU; worth it for --hidden-size 1024 and more"""
+    threads: int = 0
+    """threads that step the physics (0: one a core); results do not depend on it"""
+
+    loss: Literal["mse", "nll"] = "mse"
+    """mean squared error of a deterministic policy, or negative log-likelihood of a Gaussian one"""
+    gradient_steps: int = 4000
+    """minibatch steps of the whole run"""
+    batch_size: int = 256
+    """(state, action) pairs in a minibatch"""
+    learning_rate: float = 2e-3
+    """Adam step size"""
+    anneal_lr: bool = True
+    """let the step size fall linearly to zero over the run"""
+    weight_decay: float = 0.0
+    """decoupled weight decay (AdamW)"""
+    hidden_size: int = 256
+    """width of the hidden layers"""
+    hidden_layers: int = 2
+    """number of hidden layers"""
+    polyak: float = 0.99
+    """share of itself that the slow policy keeps at each gradient step"""
+    val_fraction: float = 0.1
+    """share of the demonstrated episodes held out for validation (0: none)"""
+
+    study: bool = False
+    """train on each of the five sets beside --demos, at each width, with each seed, and tabulate the returns"""
+    study_widths: tuple[int, ...] = (16, 64, 256, 1024)
+    """hidden sizes of the study"""
+    study_seeds: int = 3
+    """seeds of the study, from --seed on"""
+    study_wide: bool = False
+    """add width 4096 on stochastic-one, one seed"""
+    study_workers: int = 0
+    """runs of the study side by side, one thread each (0: one a core)"""
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Args) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = ["eval_interval", "eval_episodes", "gradient_steps", "batch_size", "learning_rate", "hidden_size"]
+    positive += ["hidden_layers", "study_seeds"]
+    not_negative = ["seed", "num_demos", "threads", "weight_decay", "study_workers"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
+    require_range(args, ["polyak", "val_fraction"], "of at least 0 and less than 1", lambda x: 0 <= x < 1)
+    if not args.study_widths or min(args.study_widths) < 1:
+        raise UserError(f"--study-widths is {args.study_widths}, expected widths of 1 or more; change it.")
+    if args.study and (args.evaluate or args.compare_with or args.capture_video):
+        raise UserError("--study trains and tabulates many policies; drop --evaluate, --compare-with, --capture-video.")
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+def select_device(cuda: bool) -> torch.device:
+    """The device asked for; an error rather than a silent fallback when there is no GPU."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# Demonstrations
+
+
+@dataclass
+class Demos:
+    """E demonstrated episodes, L steps in all. What a file may lack is None."""
+
+    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
+    terminated: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool
+    lengths: np.ndarray  # (E,) int64, steps of each episode
+    metadata: dict
+    actions: np.ndarray | None = None  # (L, A) float32, as executed
+    rewards: np.ndarray | None = None  # (L,) float32
+    qpos: np.ndarray | None = None  # (L + E, nq) float64
+    qvel: np.ndarray | None = None  # (L + E, nv) float64
+
+    @property
+    def obs_before_step(self) -> np.ndarray:
+        """(L, O): the observation each action answered, i.e. all but the final ones."""
+        final = np.cumsum(self.lengths + 1) - 1
+        return np.delete(self.observations, final, axis=0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
+        if self.rewards is None:
+            return np.full(len(self.lengths), np.nan)
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+
+def load_demos(
+    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
+) -> Demos:
+    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
+
+    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
+    """
+    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+        metadata = json.loads(str(fields.pop("metadata")[()]))
+    except FileNotFoundError:
+        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(
+            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
+        ) from None
+
+    for name in {"observations", "terminated", "truncated", "lengths", *required}:
+        if name not in fields:
+            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
+    if env_id and metadata.get("env_id") != env_id:
+        raise UserError(
+            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    lengths = fields["lengths"]
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
+        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    episodes, steps = len(lengths), int(lengths.sum())
+    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
+    for name, count in rows.items():
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
+        if name in ("observations", *required) and not np.isfinite(array).all():
+            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+    if not 0 <= num_demos <= episodes:
+        raise UserError(
+            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
+        )
+
+    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
+    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
+    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
+    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
+
+
+def check_dimensions(demos: Demos, envs, path: str) -> None:
+    """UserError unless the demonstrations fit the environment."""
+    for name, array, expected in (
+        ("observations", demos.observations, envs.obs_dim),
+        ("actions", demos.actions, envs.action_dim),
+    ):
+        if array is not None and array.shape[1] != expected:
+            raise UserError(
+                f"--demos {path}: its {name} have {array.shape[1]} dimensions, the environment's {expected}; "
+                "give demonstrations of this environment."
+            )
+
+
+def split_episodes(episodes: int, val_fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """(episodes,) bool: which episodes are held out for validation, drawn by rng.
+
+    At least one where val_fraction asks for any, and never all: a single episode is trained on.
+    """
+    count = min(max(round(val_fraction * episodes), int(val_fraction > 0)), episodes - 1)
+    return np.isin(np.arange(episodes), rng.permutation(episodes)[:count])
+
+
+@dataclass
+class Pairs:
+    """The demonstrated pairs as tensors, split by episode; observations standardized by the training episodes."""
+
+    train_obs: torch.Tensor  # (B, O)
+    train_actions: torch.Tensor  # (B, A), clipped to the bounds
+    val_obs: torch.Tensor  # (B', O), B' = 0 without validation episodes
+    val_actions: torch.Tensor  # (B', A)
+    obs_mean: torch.Tensor  # (O,)
+    obs_std: torch.Tensor  # (O,)
+
+
+def make_pairs(demos: Demos, held_out: np.ndarray, envs, device: torch.device) -> Pairs:
+    """Split the demonstrations' steps by their episode, held_out (E,) bool, and standardize the observations."""
+    in_val = np.repeat(held_out, demos.lengths)
+    obs = torch.from_numpy(demos.obs_before_step).to(device)
+    actions = torch.from_numpy(np.clip(demos.actions, envs.action_low, envs.action_high).astype(np.float32)).to(device)
+    train, val = torch.from_numpy(~in_val).to(device), torch.from_numpy(in_val).to(device)
+    obs_mean, obs_std = obs[train].mean(0), obs[train].std(0, correction=0) + 1e-3
+    obs = standardize(obs, obs_mean, obs_std)
+    return Pairs(obs[train], actions[train], obs[val], actions[val], obs_mean, obs_std)
+
+
+# Environments: both classes give the same loop the same things
+
+
+class BatchHalfCheetah:
+    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
+    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
+
+    frame_skip = 5
+    reset_noise = 0.1
+    control_cost = 0.1
+
+    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
+        self.dt = self.frame_skip * self.model.opt.timestep
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.rng = np.random.default_rng(seed)
+
+    def observe(self) -> np.ndarray:
+        """(N, O) float64: all positions but the root's x, then all velocities."""
+        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given simulations (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
+        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
+        self.elapsed[ids] = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
+
+        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
+        """
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=self.frame_skip)
+        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
+        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        next_obs = final_obs = self.observe()
+        if truncated.any():
+            next_obs = self.reset(np.flatnonzero(truncated))
+        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
+
+    def state_dict(self) -> dict:
+        """Everything the simulations need to go on bit for bit, warm starts included."""
+        state = torch.from_numpy(self.batch.state.copy())
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.batch.state[:] = saved["state"].numpy()
+        self.elapsed[:] = saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+class GymnasiumEnvs:
+    """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
+
+    def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        try:
+            self.envs = gym.make_vec(
+                env_id,
+                num_envs,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+                max_episode_steps=max_episode_steps or None,
+            )
+        except gym.error.Error as error:
+            raise UserError(
+                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
+            ) from None
+        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        for name, space in (("observations", obs_space), ("actions", action_space)):
+            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
+        self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
+        self.action_low, self.action_high = action_space.low, action_space.high
+        self.seed = seed
+
+    def reset(self) -> np.ndarray:
+        return self.envs.reset(seed=self.seed)[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As BatchHalfCheetah.step."""
+        next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
+        final_obs = next_obs
+        ended = terminated | truncated
+        if ended.any():
+            final_obs = next_obs.copy()
+            final_obs[ended] = np.stack(info["final_obs"][ended])
+        return next_obs, rewards, terminated, truncated, final_obs
+
+    def state_dict(self) -> dict:
+        return {}  # a general simulator's state cannot be read: a resumed run starts new episodes
+
+    def load_state_dict(self, saved: dict) -> None:
+        pass
+
+
+def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+    return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
+
+
+# Networks
+
+
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        last = i == len(sizes) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, activation()]
+    return nn.Sequential(*layers)
+
+
+class Cloner(nn.Module):
+    """The policy: mean action of standardized observations (B, O) -> (B, A), and with gaussian a log standard deviation
+    (A,) that does not depend on the state."""
+
+    def __init__(self, sizes: list[int], gaussian: bool, generator: torch.Generator):
+        super().__init__()
+        self.mean = mlp(sizes, nn.Tanh, 0.01, generator)
+        self.log_std = nn.Parameter(torch.full((sizes[-1],), -0.5)) if gaussian else None
+
+
+def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+
+
+# The algorithm, as pure functions
+
+
+def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
+    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+def cloning_loss(model: Cloner, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """What is minimized, (B, O), (B, A) -> (): mean squared error per action dimension, or negative log-likelihood in
+    nats per pair where the policy is Gaussian."""
+    mean = model.mean(obs)
+    if model.log_std is None:
+        return F.mse_loss(mean, actions)
+    return -gaussian_log_prob(actions, mean, model.log_std).mean()
+
+
+@torch.no_grad()
+def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for every parameter."""
+    for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
+        slow_parameter.lerp_(parameter, 1 - polyak)
+
+
+def fell_away(returns: np.ndarray, demos_mean: float) -> float:
+    """Share of returns (E,) below half of the demonstrations' mean; NaN where that mean is not positive, for half of it
+    is then no mark of failure."""
+    return float((returns < 0.5 * demos_mean).mean()) if demos_mean > 0 else math.nan
+
+
+# The training loop's named steps
+
+
+def clone(
+    model: Cloner,
+    slow: Cloner,
+    optimizer: torch.optim.Optimizer,
+    pairs: Pairs,
+    args: Args,
+    first: int,
+    last: int,
+    generator: torch.Generator,
+) -> None:
+    """Gradient steps number first to last - 1 of the run, each on a minibatch of its own."""
+    for step in range(first, last):
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.gradient_steps)
+        index = torch.randint(len(pairs.train_obs), (args.batch_size,), generator=generator).to(pairs.train_obs.device)
+        loss = cloning_loss(model, pairs.train_obs[index], pairs.train_actions[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        polyak_update(slow, model, args.polyak)
+
+
+@torch.no_grad()
+def split_losses(model: Cloner, pairs: Pairs) -> dict[str, float]:
+    """bc/train_loss and bc/val_loss on the same footing: one loss, one set of weights, each over its whole split."""
+    losses = {"bc/train_loss": cloning_loss(model, pairs.train_obs, pairs.train_actions).item()}
+    if len(pairs.val_obs):
+        losses["bc/val_loss"] = cloning_loss(model, pairs.val_obs, pairs.val_actions).item()
+    return losses
+
+
+# Policies and their evaluation
+
+
+def policy_to_save(model: Cloner, pairs: Pairs, env_id: str, max_episode_steps: int) -> dict:
+    """The content of policy.pt, which every script of this project can read."""
+    layers = [layer for layer in model.mean if isinstance(layer, nn.Linear)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "deterministic" if model.log_std is None else "gaussian",  # both: tanh layers, clipped to the bounds
+        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
+        "weights": {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()},
+        "obs_mean": pairs.obs_mean.cpu(),
+        "obs_std": pairs.obs_std.cpu(),
+        "obs_clip": OBS_CLIP,
+        "env_id": env_id,
+        "max_episode_steps": max_episode_steps,
+    }
+
+
+def load_any_actor(
+    policy: dict, low: np.ndarray, high: np.ndarray
+) -> typing.Callable[[np.ndarray, torch.Tensor], np.ndarray]:
+    """The action in bounds (B, A) as a function of raw observations (B, O) and noise (B, A), from the content of a
+    policy.pt of any kind. Noise is in units of the policy's standard deviation: zero gives the mean action.
+
+    deterministic: tanh layers, clipped; gaussian: the same with a log_std; tanh_gaussian: ReLU layers to mean and raw
+    log_std of a Gaussian squashed by tanh and stretched to the bounds (collect_expert_sac.py).
+    """
+    squashed, weights = policy["kind"] == "tanh_gaussian", policy["weights"]
+    layers = [(w, weights[name.removesuffix("weight") + "bias"]) for name, w in weights.items() if w.ndim == 2]
+    log_std = weights.get("log_std", torch.tensor(-math.inf))
+
+    @torch.inference_mode()
+    def act(obs: np.ndarray, noise: torch.Tensor) -> np.ndarray:
+        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
+        x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
+        for i, (weight, bias) in enumerate(layers):
+            x = F.linear((F.relu(x) if squashed else torch.tanh(x)) if i else x, weight, bias)
+        if not squashed:
+            return np.clip((x + log_std.exp() * noise).numpy(), low, high)
+        mean, raw = x.chunk(2, dim=-1)
+        std = torch.exp(LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1))
+        return low + 0.5 * (torch.tanh(mean + std * noise).numpy() + 1) * (high - low)
+
+    return act
+
+
+def read_policy(path: str, flag: str, env_id: str | None = None) -> dict:
+    """The content of a policy.pt of any kind, tried once; UserError where it cannot act or, with env_id, not there."""
+    policy = load_saved(path, flag, {"env_id": env_id} if env_id else {})
+    if policy.get("kind") not in ("deterministic", "gaussian", "tanh_gaussian"):
+        raise UserError(
+            f"{flag} {path}: its kind is {policy.get('kind')}, which no policy of this project has; give one."
+        )
+    try:
+        envs = make_envs(policy["env_id"], 1, policy["max_episode_steps"], 0, 1)
+        act = load_any_actor(policy, envs.action_low, envs.action_high)
+        finite = np.isfinite(act(envs.reset(), torch.zeros(1, envs.action_dim))).all()
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise UserError(f"{flag} {path}: its content is damaged ({type(error).__name__}); give another.") from None
+    if not finite:
+        raise UserError(f"{flag} {path}: its actions are not finite; give a policy of a run that did not diverge.")
+    return policy
+
+
+def play(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
+    """Env rewards (T, episodes) of fresh episodes with the mean action or sampled ones; NaN once an episode has ended.
+
+    policy is the content of a policy.pt; environments and random numbers are the evaluation's own.
+    """
+    envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
+    act = load_any_actor(policy, envs.action_low, envs.action_high)
+    generator = torch.Generator().manual_seed(seed)
+    obs = envs.reset()
+    rewards, running = [], np.ones(episodes, bool)
+    while running.any():
+        action = act(obs, sampled * torch.randn((episodes, envs.action_dim), generator=generator))
+        obs, reward, terminated, truncated, _ = envs.step(action)
+        rewards.append(np.where(running, reward, np.nan))
+        running = running & ~(terminated | truncated)
+    return np.stack(rewards)
+
+
+def returns_of_play(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
+    """(episodes,) true returns of fresh episodes."""
+    return np.nansum(play(policy, episodes, sampled, seed, threads), axis=0)
+
+
+def compare_policies(
+    policies: list[tuple[str, dict]], args: Args, demos_mean: float, figure_path: Path
+) -> list[np.ndarray]:
+    """Play each (title, policy) from the same starts under the first one's time limit, draw their cumulative returns,
+    and give the returns (E,) of each."""
+    limit = {"max_episode_steps": policies[0][1]["max_episode_steps"]}
+    played = [
+        (title, play(policy | limit, args.eval_episodes, False, args.seed + 20_000, args.threads))
+        for title, policy in policies
+    ]
+    plot_cumulative_returns(figure_path, played, demos_mean)
+    return [np.nansum(rewards, axis=0) for _, rewards in played]
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        self.columns = columns
+        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity or None,
+                name=run_dir.name,
+                id=saved["wandb_id"] if saved else None,
+                resume="allow",
+                dir=str(run_dir),
+                config=dataclasses.asdict(args),
+            )
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+COLUMNS = """global_step charts/SPS charts/learning_rate bc/train_loss bc/val_loss
+eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert eval/fell_away
+eval/slow_return_mean eval/slow_return_std eval/slow_vs_demos eval/slow_fell_away""".split()
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
+    """(gradient steps, values) of a column of metrics.csv; the last row, of the final evaluation, is left out."""
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["charts/SPS"] and row[name]]
+    return [int(row["global_step"]) for row in rows], [float(row[name]) for row in rows]
+
+
+def new_figure(panels: int, width: float = 5.5, **options):
+    """(figure, list of axes) of panels side by side, drawn without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=(width * panels, 4), layout="constrained", squeeze=False, **options)
+    return figure, list(axes[0])
+
+
+def save_figure(figure, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_curves(run_dir: Path, loss_name: str, demos_mean: float, expert_mean: float) -> None:
+    """curves.png: returns and losses over gradient steps, from metrics.csv."""
+    figure, (left, right) = new_figure(2)
+    val_loss = read_curve(run_dir, "bc/val_loss")
+    left.plot(*read_curve(run_dir, "eval/return_mean"), label="policy", color="tab:blue", marker=".")
+    left.plot(*read_curve(run_dir, "eval/slow_return_mean"), label="slow policy", color="tab:orange", marker=".")
+    left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
+    left.axhline(expert_mean, color="black", linestyle=":", label="expert (mean action)")
+    left.set(xlabel="gradient steps", ylabel="true return, mean action, 20 episodes", title="Return")
+    left.legend()
+    right.plot(*read_curve(run_dir, "bc/train_loss"), label="training episodes", color="tab:blue", marker=".")
+    if val_loss[0]:
+        right.plot(*val_loss, label="validation episodes", color="tab:red", marker=".")
+    label = {"mse": "mean squared error", "nll": "negative log-likelihood (nats)"}[loss_name]
+    right.set(xlabel="gradient steps", ylabel=label, title="Loss", yscale="log" if loss_name == "mse" else "linear")
+    right.legend(loc="upper right")
+    save_figure(figure, run_dir / "curves.png")
+
+
+def plot_cumulative_returns(path: Path, played: list[tuple[str, np.ndarray]], demos_mean: float) -> None:
+    """The return so far over the steps of an episode, a panel for each title's rewards (T, E), on the same axes: a thin
+    line an episode, the mean of all episodes (an ended one keeps its return) in red."""
+    figure, axes = new_figure(len(played), sharex=True, sharey=True)
+    for ax, (title, rewards) in zip(axes, played):
+        so_far = np.vstack([np.zeros(rewards.shape[1]), np.nancumsum(rewards, axis=0)])
+        ended = np.vstack([np.zeros(rewards.shape[1], bool), np.isnan(rewards)])
+        lines = ax.plot(np.where(ended, np.nan, so_far), color="tab:blue", linewidth=0.5, alpha=0.4)
+        lines[0].set_label("an episode")
+        ax.plot(so_far.mean(1), color="red", linewidth=2, label=f"mean of {rewards.shape[1]} episodes")
+        if demos_mean > 0:
+            ax.axhline(0.5 * demos_mean, color="grey", linestyle=":", label="half of the demonstrations' mean return")
+        ax.set(xlabel="step of the episode", ylabel="return so far")
+        ax.set_title(f"{title}\n{describe(so_far[-1], demos_mean)}", fontsize="medium")
+        ax.legend(loc="upper left")
+    save_figure(figure, path)
+
+
+def short_name(path: str) -> str:
+    """<run>/policy.pt, for a figure's title."""
+    return "/".join(Path(path).absolute().parts[-2:])
+
+
+def describe(returns: np.ndarray, demos_mean: float) -> str:
+    """A policy's returns in words."""
+    mean_std = f"{returns.mean():.0f} ± {returns.std():.0f}"
+    if demos_mean <= 0:
+        return mean_std
+    return f"{mean_std}   ({returns.mean() / demos_mean:.1%}; {fell_away(returns, demos_mean):.1%} fell away)"
+
+
+def record_gif(policy: dict, path: Path, seed: int) -> None:
+    """A GIF of one episode with the mean action, rendered without a display."""
+    import imageio
+
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"] or None)
+        obs, _ = env.reset(seed=seed)
+        frames = [env.render()]
+    except Exception as error:  # GL libraries fail in many ways
+        raise UserError(
+            f"--capture-video: no headless OpenGL here ({type(error).__name__}); install libegl1 and libgl1-mesa-dri, "
+            "or leave the flag out."
+        ) from None
+    act, ended = load_any_actor(policy, env.action_space.low, env.action_space.high), False
+    while not ended:
+        obs, _, terminated, truncated, _ = env.step(act(obs, torch.zeros(env.action_space.shape)))
+        frames.append(env.render())
+        ended = terminated or truncated
+    env.close()
+    imageio.mimsave(path, [frame[::2, ::2] for frame in frames], duration=50, loop=0)
+
+
+# Training
+
+
+def train(args: Args, quiet: bool = False) -> dict:
+    """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
+    torch.set_num_threads(1)  # minibatches this small run slower on more, and the study runs several trainings at once
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "bc"})
+        args = Args(**saved["args"])
+    check_args(args)
+    device = select_device(args.cuda)
+    rng = np.random.default_rng(args.seed)
+    demos = load_demos(args.demos, args.env_id, args.num_demos, rng, ("actions", "rewards"))
+    max_episode_steps = demos.metadata["max_episode_steps"]
+    envs = make_envs(args.env_id, 1, max_episode_steps, args.seed, 1)
+    check_dimensions(demos, envs, args.demos)
+    other = read_policy(args.compare_with, "--compare-with", args.env_id) if args.compare_with else None
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata["expert_return_mean"]
+    held_out = split_episodes(len(demos.lengths), args.val_fraction, rng)
+    pairs = make_pairs(demos, held_out, envs, device)
+
+    generator = torch.Generator().manual_seed(args.seed)
+    sizes = [envs.obs_dim, *[args.hidden_size] * args.hidden_layers, envs.action_dim]
+    model = Cloner(sizes, args.loss == "nll", generator).to(device)
+    slow = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    counters = {"step": 0, "seconds": 0.0}
+    evaluations: list[tuple[int, float]] = []  # (gradient step, mean return with the mean action)
+    stateful = {"model": model, "slow": slow, "optimizer": optimizer}
+    if saved:
+        run_dir = Path(resume_path).parent
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        counters, evaluations = saved["counters"], [tuple(pair) for pair in saved["evaluations"]]
+    else:
+        run_dir = make_run_dir(args)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {name: part.state_dict() for name, part in stateful.items()}
+        content |= {"format_version": FORMAT_VERSION, "script": "bc", "args": dataclasses.asdict(args)}
+        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
+        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+
+    def export(module: Cloner) -> dict:
+        return policy_to_save(module, pairs, args.env_id, max_episode_steps)
+
+    def summarize(returns: np.ndarray, slow_returns: np.ndarray) -> dict:
+        log = {}
+        for prefix, x in (("eval/", returns), ("eval/slow_", slow_returns)):
+            log |= {f"{prefix}return_mean": x.mean().item(), f"{prefix}return_std": x.std().item()}
+            log |= {f"{prefix}vs_demos": x.mean() / demos_mean}
+            log |= {f"{prefix}fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
+        return log | {"eval/vs_expert": returns.mean() / expert_mean}
+
+    progress = tqdm(total=args.gradient_steps, initial=counters["step"], unit="step", disable=True if quiet else None)
+    while counters["step"] < args.gradient_steps:
+        first = counters["step"]
+        last = min((first // args.eval_interval + 1) * args.eval_interval, args.gradient_steps)
+        clock = time.perf_counter()
+        clone(model, slow, optimizer, pairs, args, first, last, generator)
+        row = split_losses(model, pairs)
+        counters["step"] = last
+        counters["seconds"] += time.perf_counter() - clock
+        row |= {"global_step": last, "charts/SPS": int(last / counters["seconds"])}
+        row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        stop_if_not_finite(row, last, run_dir)
+        played = [returns_of_play(export(x), 20, False, args.seed + 10_000, args.threads) for x in (model, slow)]
+        row |= summarize(*played)
+        evaluations.append((last, row["eval/return_mean"]))
+        progress.set_postfix_str(f"return {row['eval/return_mean']:.0f} (demonstrations {demos_mean:.0f})")
+        logger.write(row)
+        progress.update(last - first)
+        save_checkpoint()
+    progress.close()
+
+    final, final_slow = export(model), export(slow)
+    save_atomically(final, run_dir / "policy.pt")
+    save_atomically(final_slow, run_dir / "policy_slow.pt")
+    policies = [("behaviour cloning", final)] + ([(short_name(args.compare_with), other)] if other else [])
+    returns, *others = compare_policies(policies, args, demos_mean, run_dir / "cumulative_return.png")
+    slow_returns = returns_of_play(final_slow, args.eval_episodes, False, args.seed + 20_000, args.threads)
+    best_step, best = max(evaluations, key=lambda pair: pair[1])
+    summary = summarize(returns, slow_returns) | split_losses(model, pairs)
+    if args.loss == "nll":
+        sampled = returns_of_play(final, args.eval_episodes, True, args.seed + 30_000, args.threads)
+        summary["eval/return_sampled_mean"] = sampled.mean().item()
+    summary |= {
+        "best/return_mean": best,
+        "best/step": best_step,
+        "demos_return_mean": demos_mean,
+        "expert_return_mean": expert_mean,
+        "train_episodes": int((~held_out).sum()),
+        "val_episodes": int(held_out.sum()),
+        "gradient_steps": args.gradient_steps,
+        "seconds": counters["seconds"],
+        "charts/SPS": args.gradient_steps / counters["seconds"],
+    }
+    row = {name: value for name, value in summary.items() if name.startswith("eval/")}
+    logger.write({"global_step": args.gradient_steps} | row)
+    logger.close()
+    if others:
+        summary |= {"compare/return_mean": others[0].mean().item(), "compare/return_std": others[0].std().item()}
+        summary |= {"compare/fell_away": fell_away(others[0], demos_mean)} if demos_mean > 0 else {}
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_curves(run_dir, args.loss, demos_mean, expert_mean)
+    if args.capture_video:
+        record_gif(final, run_dir / "policy.gif", args.seed)
+    if quiet:
+        return summary
+    val_loss = f"{summary['bc/val_loss']:.4g}" if "bc/val_loss" in summary else "no episode held out"
+    rows = [
+        ("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)"),
+        ("expert, mean action", f"{expert_mean:.0f}"),
+        ("policy", describe(returns, demos_mean)),
+        ("slow policy", describe(slow_returns, demos_mean)),
+    ]
+    if args.loss == "nll":
+        rows.append(("policy, sampled", describe(sampled, demos_mean)))
+    rows += [(short_name(args.compare_with), describe(x, demos_mean)) for x in others]
+    rows += [
+        ("loss", f"training {summary['bc/train_loss']:.4g}, validation {val_loss}"),
+        ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} gradient steps/s, without evaluations"),
+        ("results", str(run_dir)),
+    ]
+    print_table(rows)
+    return summary
+
+
+def evaluate_saved(args: Args) -> dict:
+    """--evaluate: returns of a saved policy of any kind, and of the one to --compare-with, as a table and a figure."""
+    check_args(args)
+    policy = read_policy(args.evaluate, "--evaluate")
+    demos = load_demos(args.demos, policy["env_id"], 0, np.random.default_rng(), ("rewards",))
+    policies = [(short_name(args.evaluate), policy)]
+    if args.compare_with:
+        other = read_policy(args.compare_with, "--compare-with", policy["env_id"])
+        policies.append((short_name(args.compare_with), other))
+    figure_path = Path(args.evaluate).with_name(f"{Path(args.evaluate).stem}_cumulative_return.png")
+    demos_mean = demos.returns.mean()
+    try:
+        returns = compare_policies(policies, args, demos_mean, figure_path)
+    except OSError as error:
+        raise UserError(
+            f"--evaluate {args.evaluate}: cannot write the figure beside it ({error.strerror}); copy it elsewhere."
+        ) from None
+    summary = {title: describe(x, demos_mean) for (title, _), x in zip(policies, returns)}
+    demos_line = f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({args.demos})"
+    rows = [("demonstrations", demos_line), *summary.items(), ("episodes", f"{args.eval_episodes}, mean action")]
+    print_table([*rows, ("figure", str(figure_path))])
+    if args.capture_video:
+        record_gif(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
+    return summary
+
+
+# The study
+
+STUDY_COLUMNS = """level width seed eval/return_mean eval/return_std eval/vs_demos eval/vs_expert eval/fell_away
+eval/slow_return_mean eval/slow_fell_away best/return_mean best/step bc/train_loss bc/val_loss demos_return_mean
+expert_return_mean seconds""".split()
+
+
+def study_cells(args: Args, folder: Path) -> list[tuple[str, Args]]:
+    """(level, settings) of every run of the study, the longest first."""
+    plan = [(level, width, k) for level in LEVELS for width in args.study_widths for k in range(args.study_seeds)]
+    if args.study_wide:
+        plan.append((WIDE_LEVEL, WIDE, 0))
+    cells = []
+    for level, width, k in sorted(plan, key=lambda cell: -cell[1]):
+        demos = str(Path(args.demos).with_name(f"{args.env_id.lower()}_sac_{level}.npz"))
+        settings = {"study": False, "demos": demos, "hidden_size": width, "seed": args.seed + k, "threads": 1}
+        settings |= {"output_dir": str(folder), "run_name": cell_name(level, width, args.seed + k)}
+        cells.append((level, dataclasses.replace(args, **settings)))
+    return cells
+
+
+def cell_name(level: str, width: int, seed: int) -> str:
+    return f"{level}__width-{width}__seed-{seed}"
+
+
+def run_cell(cell: tuple[str, Args]) -> dict:
+    """One run of the study, from where it was interrupted if it was; returns its row of study.csv."""
+    level, args = cell
+    checkpoint = Path(args.output_dir) / args.run_name / "checkpoint.pt"
+    if checkpoint.exists():
+        summary = train(Args(resume=str(checkpoint)), quiet=True)
+    else:
+        shutil.rmtree(checkpoint.parent, ignore_errors=True)  # killed before its first checkpoint
+        summary = train(args, quiet=True)
+    return {"level": level, "width": args.hidden_size, "seed": args.seed} | summary
+
+
+def run_cells(cells: list[tuple[str, Args]], workers: int) -> typing.Iterator[dict]:
+    """The rows of all cells, as they are done."""
+    if workers == 1:
+        yield from map(run_cell, cells)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process in which torch has threads may hang
+    with context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # leaving it ends the workers
+        yield from pool.imap_unordered(run_cell, cells)
+
+
+def open_study(args: Args) -> Path:
+    """The study's folder, new or to go on with; UserError where a set is missing or the settings are others."""
+    free = ("output_dir", "run_name", "demos", "threads", "track", "wandb_project_name", "wandb_entity")
+    folder = Path(args.output_dir) / (args.run_name or f"{args.exp_name}_study")
+    config = {k: v for k, v in dataclasses.asdict(args).items() if k not in free and not k.startswith("study")}
+    for level, demos in {level: cell.demos for level, cell in study_cells(args, folder)}.items():
+        load_demos(demos, args.env_id, args.num_demos, np.random.default_rng(), ("actions", "rewards"))
+        config[level] = hashlib.sha256(Path(demos).read_bytes()).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        before = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"--run-name {folder.name}: {folder} exists and holds no study; choose another name.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    changed = sorted(name for name in config.keys() | before.keys() if config.get(name) != before.get(name))
+    if changed:
+        raise UserError(
+            f"--run-name {folder.name}: the study in {folder} was begun with another {', '.join(changed)}; choose "
+            "another name or the same settings."
+        )
+    return folder
+
+
+def read_study(path: Path) -> list[dict]:
+    """The rows of study.csv; a last line cut short by a kill is cut off."""
+    if not path.exists():
+        return []
+    whole, _, cut = path.read_text().rpartition("\n")
+    if cut:
+        path.write_text(whole and whole + "\n")
+    rows = csv.DictReader(whole.splitlines())
+    return [row | {"width": int(row["width"]), "seed": int(row["seed"])} for row in rows]
+
+
+def study(args: Args) -> list[dict]:
+    """--study: every cell that study.csv does not hold yet, then tables and figures; returns the rows."""
+    check_args(args)
+    select_device(args.cuda)
+    folder = open_study(args)
+    cells = study_cells(args, folder)
+    path = folder / "study.csv"
+    done = [cell_name(row["level"], row["width"], row["seed"]) for row in read_study(path)]
+    todo = [cell for cell in cells if cell[1].run_name not in done]
+    with (
+        open(path, "a", newline="") as file,
+        tqdm(total=len(cells), initial=len(cells) - len(todo), unit="run", disable=None) as progress,
+    ):
+        writer = csv.DictWriter(file, STUDY_COLUMNS, extrasaction="ignore")
+        if file.tell() == 0:
+            writer.writeheader()
+        try:
+            for row in run_cells(todo, args.study_workers or len(os.sched_getaffinity(0))):
+                writer.writerow(row)
+                file.flush()
+                progress.set_postfix_str(f"{row['level']}, width {row['width']}: {row['eval/return_mean']:.0f}")
+                progress.update(1)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; {path} keeps what is done, and the same command goes on.", file=sys.stderr)
+            sys.exit(130)
+    rows = read_study(path)
+    print_study(rows)
+    plot_study(folder, rows)
+    print(f"  results: {folder}\n")
+    return rows
+
+
+def cells_of(rows: list[dict], **wanted) -> list[dict]:
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def print_grid(rows: list[list[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    print("\n".join(["", *("  " + "   ".join(f"{c:<{w}}" for c, w in zip(row, widths)) for row in rows), ""]))
+
+
+def print_study(rows: list[dict]) -> None:
+    """Two tables: returns by set and width, and what width does on stochastic-one."""
+
+    def mean(cells: list[dict], name: str) -> float:
+        return float(np.mean([float(row[name] or "nan") for row in cells])) if cells else math.nan
+
+    def span(cells: list[dict], name: str) -> str:
+        values = [float(row[name]) for row in cells]
+        return f"{np.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})" if values else "-"
+
+    widths = sorted({row["width"] for row in rows})
+    grid = [["return, mean (range) of the seeds", "demonstrations", *(f"width {width}" for width in widths)]]
+    for level in LEVELS:
+        cells = [cells_of(rows, level=level, width=width) for width in widths]
+        demos = f"{mean(cells_of(rows, level=level), 'demos_return_mean'):.0f}"
+        grid.append([level, demos, *(span(x, "eval/return_mean") for x in cells)])
+    print_grid(grid)
+    grid = [[f"on {WIDE_LEVEL}", "policy", "slow policy", "fell away", "train loss", "val loss", "seconds"]]
+    for width in widths:
+        cells = cells_of(rows, level=WIDE_LEVEL, width=width)
+        grid.append([f"width {width}", span(cells, "eval/return_mean"), span(cells, "eval/slow_return_mean")])
+        grid[-1].append(f"{mean(cells, 'eval/fell_away'):.1%}")
+        grid[-1] += [f"{mean(cells, name):.3g}" for name in ("bc/train_loss", "bc/val_loss", "seconds")]
+    print_grid(grid)
+
+
+def plot_study(folder: Path, rows: list[dict]) -> None:
+    """Learning curves, mean and range of the seeds: sets.png by set at one width (64 if it is there), widths.png by
+    width on stochastic-one."""
+    widths = sorted({row["width"] for row in rows})
+    one = 64 if 64 in widths else widths[0]
+    by_set = {level: cells_of(rows, level=level, width=one) for level in LEVELS}
+    by_width = {f"width {width}": cells_of(rows, level=WIDE_LEVEL, width=width) for width in widths}
+    for name, title, groups in (
+        ("sets.png", f"Five sets, width {one}", by_set),
+        ("widths.png", f"Widths, on {WIDE_LEVEL}", by_width),
+    ):
+        figure, (ax,) = new_figure(1, width=9)
+        for label, cells in groups.items():
+            if not cells:
+                continue
+            runs = [folder / cell_name(row["level"], row["width"], row["seed"]) for row in cells]
+            curves = [read_curve(run_dir, "eval/return_mean") for run_dir in runs]
+            steps, values = curves[0][0], np.array([curve[1] for curve in curves])
+            if groups is by_set:
+                label += f" (demonstrations: {float(cells[0]['demos_return_mean']):.0f})"
+            (line,) = ax.plot(steps, values.mean(0), label=label, marker=".")
+            ax.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+        ax.axhline(float(rows[0]["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
+        ax.set(
+            xlabel="gradient steps",
+            ylabel="true return, mean action, 20 episodes",
+            title=f"{title} (mean and range of the seeds)",
+        )
+        figure.legend(loc="outside right center")
+        save_figure(figure, folder / name)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Args)
+        study(args) if args.study else evaluate_saved(args) if args.evaluate else train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
