@@ -368,13 +368,23 @@ def sample_action(
 
 
 class ReplayBuffer:
-    """The latest `size` transitions, in preallocated tensors; actions in [-1, 1]."""
+    """The latest `size` transitions, in preallocated tensors; actions in [-1, 1]. Observations are stored as they come
+    and standardized when they leave, with statistics fixed once, from the random actions before learning starts."""
 
     def __init__(self, size: int, obs_dim: int, action_dim: int, device: torch.device):
         shapes = {"obs": (size, obs_dim), "action": (size, action_dim), "next_obs": (size, obs_dim)}
         shapes |= {"reward": (size,), "terminated": (size,)}
         self.data = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
         self.size, self.added = size, 0
+        self.obs_mean, self.obs_std = torch.zeros(obs_dim, device=device), torch.ones(obs_dim, device=device)
+
+    def fit_statistics(self) -> None:
+        """Fix the mean and standard deviation of observations to those of what is stored now."""
+        obs = self.data["obs"][: self.added]
+        self.obs_mean, self.obs_std = obs.mean(0), obs.std(0) + 1e-3
+
+    def standardize(self, obs: torch.Tensor) -> torch.Tensor:
+        return (obs - self.obs_mean) / self.obs_std
 
     def add(self, **transitions: np.ndarray) -> None:
         """Store N transitions, each field (N, ...)."""
@@ -386,14 +396,19 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         index = torch.randint(min(self.added, self.size), (batch_size,), generator=generator)
-        return {name: value[index] for name, value in self.data.items()}
+        batch = {name: value[index] for name, value in self.data.items()}
+        return batch | {name: self.standardize(batch[name]) for name in ("obs", "next_obs")}
 
     def state_dict(self) -> dict:
         filled = min(self.added, self.size)
-        return {"added": self.added, "data": {name: value[:filled].clone() for name, value in self.data.items()}}
+        statistics = {"obs_mean": self.obs_mean, "obs_std": self.obs_std}
+        return statistics | {
+            "added": self.added,
+            "data": {name: value[:filled].clone() for name, value in self.data.items()},
+        }
 
     def load_state_dict(self, saved: dict) -> None:
-        self.added = saved["added"]
+        self.added, self.obs_mean, self.obs_std = saved["added"], saved["obs_mean"], saved["obs_std"]
         for name, value in saved["data"].items():
             self.data[name][: len(value)] = value
 
@@ -489,7 +504,8 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
     obs = envs.reset()
     while None in finals:
         noise = torch.randn((episodes, envs.action_dim), generator=generator)
-        action = sample_action(actor, torch.as_tensor(obs, dtype=torch.float32), noise, noise_scale)[0].numpy()
+        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
+        action = sample_action(actor, x, noise, noise_scale)[0].numpy()
         action = scale_action(action, envs)
         physics = physics_state(envs)
         next_obs, reward, terminated, truncated, final_obs = envs.step(action)
@@ -515,7 +531,7 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
     return arrays
 
 
-def export_policy(actor: nn.Sequential, envs, args: Train) -> dict:
+def export_policy(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
     """The content of policy.pt, which every script of this project can read."""
     layers = [layer for layer in actor if isinstance(layer, nn.Linear)]
     return {
@@ -523,8 +539,8 @@ def export_policy(actor: nn.Sequential, envs, args: Train) -> dict:
         "kind": "tanh_gaussian",  # ReLU layers to mean and raw log_std of a Gaussian squashed into the action bounds
         "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
         "weights": {name: weight.detach().cpu().clone() for name, weight in actor.state_dict().items()},
-        "obs_mean": torch.zeros(envs.obs_dim),
-        "obs_std": torch.ones(envs.obs_dim),
+        "obs_mean": buffer.obs_mean.cpu(),
+        "obs_std": buffer.obs_std.cpu(),
         "obs_clip": math.inf,
         "env_id": args.env_id,
         "max_episode_steps": args.max_episode_steps,
@@ -955,7 +971,8 @@ def train(args: Train) -> dict:
             action = torch.rand(noise.shape, generator=generator).numpy() * 2 - 1
         else:
             with torch.inference_mode():
-                action = sample_action(learner.actor, torch.as_tensor(obs, dtype=torch.float32).to(device), noise)[0]
+                x = buffer.standardize(torch.as_tensor(obs, dtype=torch.float32).to(device))
+                action = sample_action(learner.actor, x, noise)[0]
             action = action.cpu().numpy()
         next_obs, reward, terminated, truncated, final_obs = envs.step(scale_action(action, envs))
         buffer.add(obs=obs, action=action, reward=reward, next_obs=final_obs, terminated=terminated)
@@ -968,6 +985,8 @@ def train(args: Train) -> dict:
 
         # Learn: so many updates that their number keeps to updates_per_step, exactly, over the run.
         if step > args.learning_starts:
+            if step - args.num_envs <= args.learning_starts:
+                buffer.fit_statistics()
             if args.anneal_lr:
                 for optimizer in (learner.actor_optimizer, learner.critic_optimizer, learner.alpha_optimizer):
                     optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
@@ -988,7 +1007,7 @@ def train(args: Train) -> dict:
                 log.clear()
             since_last_row, last_row = step - last_row, step
             if crossed(step, since_last_row, args.eval_interval):
-                policy = export_policy(learner.actor, envs, args)
+                policy = export_policy(learner.actor, buffer, args)
                 returns = returns_of(record_episodes(policy, 0.0, 20, args.seed + 10_000))
                 evaluations.append((step, returns.mean().item()))
                 row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
@@ -1002,7 +1021,7 @@ def train(args: Train) -> dict:
     progress.close()
     save_checkpoint()
 
-    policy = export_policy(learner.actor, envs, args)
+    policy = export_policy(learner.actor, buffer, args)
     save_atomically(policy, run_dir / "policy.pt")
     returns = record_sets(policy, run_dir, 50, args.seed)
     best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))

@@ -22,9 +22,11 @@ def generator(seed=0):
 
 
 def small_policy(seed=0, max_episode_steps=20) -> dict:
-    envs = c.make_envs("HalfCheetah-v4", 1, 20, 0, 1)
-    actor = c.make_actor([17, 16, 16, 12], generator(seed))
-    return c.export_policy(actor, envs, c.Train(max_episode_steps=max_episode_steps))
+    buffer = c.ReplayBuffer(1, 17, 6, torch.device("cpu"))
+    buffer.obs_mean, buffer.obs_std = torch.full((17,), 0.1), torch.full((17,), 2.0)
+    return c.export_policy(
+        c.make_actor([17, 16, 16, 12], generator(seed)), buffer, c.Train(max_episode_steps=max_episode_steps)
+    )
 
 
 # Networks
@@ -85,6 +87,25 @@ def test_replay_buffer_keeps_the_latest():
     restored = c.ReplayBuffer(5, 1, 1, torch.device("cpu"))
     restored.load_state_dict(buffer.state_dict())
     assert torch.equal(restored.data["reward"], buffer.data["reward"]) and restored.added == 8
+
+
+def test_replay_buffer_standardizes_what_leaves_it():
+    buffer = c.ReplayBuffer(100, 2, 1, torch.device("cpu"))
+    obs = np.random.default_rng(0).normal([5, -3], [10, 0.1], (80, 2)).astype(np.float32)
+    buffer.add(obs=obs, action=obs[:, :1], next_obs=obs + 1, reward=obs[:, 0], terminated=obs[:, 0])
+    buffer.fit_statistics()
+    batch = buffer.sample(4000, generator())
+    torch.testing.assert_close(batch["obs"].mean(0), torch.zeros(2), atol=0.1, rtol=0)
+    torch.testing.assert_close(batch["obs"].std(0), torch.ones(2), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        (batch["next_obs"] - batch["obs"]) * buffer.obs_std, torch.ones(4000, 2), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        batch["obs"] * buffer.obs_std + buffer.obs_mean,
+        batch["obs"].new_tensor(obs)[(batch["reward"][:, None] == torch.tensor(obs[:, 0])).float().argmax(1)],
+        atol=1e-3,
+        rtol=0,
+    )
 
 
 def bandit_batch(size=256, seed=0):
@@ -170,9 +191,8 @@ def test_noise_scales_differ_and_zero_is_repeatable():
 
 
 def test_recording_an_environment_that_can_terminate():
-    envs = c.make_envs("Hopper-v4", 1, 50, 0, 1)
-    actor = c.make_actor([11, 8, 6], generator())
-    policy = c.export_policy(actor, envs, c.Train(env_id="Hopper-v4", max_episode_steps=50))
+    actor, buffer = c.make_actor([11, 8, 6], generator()), c.ReplayBuffer(1, 11, 3, torch.device("cpu"))
+    policy = c.export_policy(actor, buffer, c.Train(env_id="Hopper-v4", max_episode_steps=50))
     arrays = c.record_episodes(policy, 1.0, 5, seed=0)
     assert arrays["terminated"].any() and len(arrays["observations"]) == arrays["lengths"].sum() + 5
     assert (arrays["terminated"] ^ arrays["truncated"]).all() and "qpos" not in arrays

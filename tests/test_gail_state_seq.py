@@ -37,7 +37,7 @@ def rows_of(run_dir) -> list[dict]:
 def play(lengths, rollout_steps, dim=2, seed=0):
     """Episodes of the given lengths, one after another in one environment, cut into rollouts.
 
-    Returns the episodes' states, each (length + 1, dim), their actions, and rollouts of (obs, next_obs, actions, ended).
+    Returns the episodes' states (length + 1, dim) and actions, and the rollouts (obs, next_obs, actions, ended).
     """
     generator = torch.Generator().manual_seed(seed)
     states = [torch.randn(n + 1, dim, generator=generator) for n in lengths]
