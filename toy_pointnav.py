@@ -1,0 +1,1307 @@
+r"""All of GAIL in seconds: imitate an expert that walks a 2-D point to a goal, complete in one file.
+
+Generative Adversarial Imitation Learning (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) in the smallest world that
+shows it whole. A point starts anywhere in [-1, 1]^2 and looks for the origin with five moves (stay, up, down, left,
+right); the expert moves along its larger coordinate. A discriminator D(s, one-hot a) learns to tell the expert's 300
+episodes from the policy's own steps; the policy learns by PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347)
+or TRPO (Schulman et al. 2015, https://arxiv.org/abs/1502.05477) to be taken for the expert:
+
+    repeat:  collect a rollout -> update D -> reward = how much D takes a step for the expert's -> GAE -> PPO or TRPO
+
+The environment's reward (-0.01 a step, 1 at the goal) is only ever reported. What is worth knowing:
+
+ 1. The expert solves 95.1% of the starts. Moves of 0.2 reach only a lattice of points fixed by the start, and where the
+    one nearest to the goal lies outside its radius of 0.12 (the corners of the lattice's cell, 4.9% of its area), the
+    greedy rule steps to and fro until the time limit. These few starts are 39% of the expert's steps. Who bumped into
+    two walls first, which moves the lattice onto the goal, would solve every start, in 30 steps instead of 8.
+ 2. Episodes end at the goal, so the reward's sign matters. log D (the default) is negative: every step costs, arriving
+    ends the cost. -log(1 - D) is positive: it pays for staying alive, and with a discount factor of 0.99 the policy
+    learns to linger (10% of the starts solved, 54 steps an episode, seed 1). log D - log(1 - D) can be either. For the
+    same reason --normalize-reward divides by the deviation and keeps the mean.
+ 3. The discount factor is 0.9: it keeps that pull local, whichever its sign, and with all three forms the policy then
+    solves what the expert solves. When D cannot tell, log D still charges log 2 a step, which bends the policy towards
+    the shortest episodes: with 0.99 and as many steps a fresh discriminator (point 6) still knows 72% of the steps, and
+    81% with --continuous.
+ 4. The time limit is a truncation, and the value of the last observation is bootstrapped: the observation holds no
+    clock, so nothing in it could tell that the end is near. At a discount factor of 0.9 it makes no difference.
+ 5. The --continuous expert (straight to the goal at full speed) is given Gaussian noise. A Gaussian policy always has
+    some: it comes less close to a noiseless expert (fresh discriminator 61% instead of 53%). Its actions, like the
+    policy's, are cut to [-1, 1] before the world and D see them.
+ 6. Whether the adversary is real, and beaten: a new discriminator, trained from scratch on new episodes, is asked to
+    tell the policy (sampled) from the expert on held-out episodes, before the training and after it. 50% is a coin.
+ 7. Observations are standardized by the demonstrations' mean and deviation, for D, policy and value alike. Policy and
+    value share a trunk; under TRPO the value learns in its own layers only, so that the KL bound holds after it too.
+
+Commands. With the first two, ten of ten seeds end with the expert's own success and steps, on 5,000 starts each (95.0%
+on average). The third solves them all, as its expert does, in 7 to 9% fewer steps, since its mean action has no noise
+(1 to 3% fewer when sampled). A fresh discriminator knows 91 to 94% at the start and 46 to 57% at the end. A run takes
+8 to 11 s of one core, 12 to 17 s where two other trainings held both (benchmark/toy_pointnav.csv).
+
+    python toy_pointnav.py
+    python toy_pointnav.py --algorithm trpo
+    python toy_pointnav.py --continuous
+    python toy_pointnav.py --normalize-reward
+    python toy_pointnav.py --evaluate runs/<run>/policy.pt
+    python toy_pointnav.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped, bit for bit
+
+A long run, with the sizes of a thorough notebook (13 million steps, not measured):
+
+    python toy_pointnav.py --num-envs 128 --num-steps 512 --total-timesteps 13107200 --expert-episodes 1500 \
+        --disc-batch-size 512 --disc-steps 105 --disc-learning-rate 3e-4 --update-epochs 10 --num-minibatches 64 \
+        --learning-rate 3e-4 --gamma 0.99 --ent-coef 0.01 --eval-episodes 1000 --eval-interval 327680
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import typing
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+REWARD_WINDOW = 10  # rollouts whose rewards --normalize-reward looks at
+OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+
+STEP_SIZE = 0.2  # distance of one move, or of one step at speed 1
+GOAL_RADIUS = 0.12  # an episode ends in success closer than this to the origin
+MAX_EPISODE_STEPS = 60
+MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)  # what each of the five actions adds
+ACTION_NAMES = ["stay", "up", "down", "left", "right"]
+EXPERT_STD = 0.2  # noise of the --continuous expert, a share of full speed
+FISHER_STRIDE = 4  # TRPO's Fisher matrix is estimated on every fourth state; its bound is checked on all of them
+
+
+@dataclass
+class Args:
+    exp_name: str = "toy_pointnav"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: networks, worlds, minibatches, the expert's episodes"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__PointNav__<seed>__<time>)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    evaluate: str = ""
+    """policy.pt to evaluate instead of training"""
+    eval_interval: int = 10_000
+    """env steps between evaluations (500 episodes with the mean action: the likeliest move or mean velocity)"""
+    eval_episodes: int = 5000
+    """episodes of the final evaluation of expert and policy, from the same starts"""
+    checkpoint_interval: int = 50_000
+    """env steps between checkpoints"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+
+    continuous: bool = False
+    """a 2-D velocity instead of five moves, a Gaussian policy, and an expert of its own"""
+    noise_std: float = 0.0
+    """standard deviation of the noise that the world adds to each move"""
+    expert_episodes: int = 300
+    """episodes that the expert demonstrates"""
+
+    algorithm: Literal["ppo", "trpo"] = "ppo"
+    """how the policy is updated"""
+    total_timesteps: int = 150_000
+    """environment steps of the whole run"""
+    num_envs: int = 128
+    """parallel worlds (N)"""
+    num_steps: int = 32
+    """steps per world and rollout (T)"""
+    learning_rate: float = 3e-3
+    """Adam step size of policy and value (ppo)"""
+    anneal_lr: bool = True
+    """let that step size fall linearly to zero over the run"""
+    gamma: float = 0.9
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 2
+    """minibatches per epoch of the PPO update"""
+    update_epochs: int = 8
+    """epochs of the PPO update over each rollout"""
+    norm_adv: bool = True
+    """normalize advantages (ppo: in each minibatch; trpo: over the rollout)"""
+    clip_coef: float = 0.2
+    """clipping of PPO's probability ratio"""
+    ent_coef: float = 0.0
+    """weight of the policy's entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss (ppo)"""
+    max_grad_norm: float = 1.0
+    """gradient norm at which PPO's gradients are cut"""
+    hidden_size: int = 64
+    """width of the hidden layers of policy and value"""
+
+    max_kl: float = 0.01
+    """TRPO: bound on the mean KL divergence from the old policy to the new one"""
+    cg_iterations: int = 10
+    """TRPO: conjugate gradient iterations"""
+    cg_damping: float = 0.01
+    """TRPO: this much of the identity is added to the Fisher matrix"""
+    backtrack_steps: int = 10
+    """TRPO: how often the line search may halve its step before it gives up"""
+    value_steps: int = 20
+    """TRPO: Adam steps of the value function per rollout"""
+    value_learning_rate: float = 3e-3
+    """TRPO: their step size"""
+
+    reward_form: Literal["softplus", "logit", "logsigmoid"] = "logsigmoid"
+    """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
+    normalize_reward: bool = False
+    """divide the reward by its running standard deviation (its mean stays: see the top of the file)"""
+    disc_learning_rate: float = 3e-3
+    """Adam step size of the discriminator"""
+    disc_steps: int = 20
+    """minibatch steps of the discriminator per rollout"""
+    disc_batch_size: int = 256
+    """expert pairs, and as many of the policy's, in a discriminator minibatch"""
+    disc_hidden_size: int = 128
+    """width of the two hidden layers of the discriminator"""
+    grad_penalty_coef: float = 0.0
+    """weight of the discriminator's gradient penalty"""
+    disc_ent_coef: float = 0.0
+    """weight of the entropy bonus on the discriminator's output"""
+    fresh_disc_steps: int = 500
+    """minibatch steps of the new discriminators that judge the policy before and after the training"""
+
+    env_id: typing.ClassVar[str] = "PointNav"
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Args) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
+    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "clip_coef", "max_grad_norm"]
+    positive += ["expert_episodes", "max_kl", "cg_iterations", "backtrack_steps", "value_steps", "value_learning_rate"]
+    positive += ["disc_learning_rate", "disc_steps", "disc_batch_size", "disc_hidden_size", "fresh_disc_steps"]
+    not_negative = ["seed", "noise_std", "ent_coef", "vf_coef", "cg_damping", "grad_penalty_coef", "disc_ent_coef"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
+    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    rollout = args.num_envs * args.num_steps
+    if args.num_minibatches > rollout:
+        raise UserError(
+            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
+            "(num-envs x num-steps); lower it."
+        )
+    if args.total_timesteps < rollout:
+        raise UserError(
+            f"--total-timesteps is {args.total_timesteps}, less than one rollout of {rollout} "
+            "(num-envs x num-steps); raise it or shrink the rollout."
+        )
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+# The world and its experts
+
+
+class PointNav:
+    """N points in the square [-1, 1]^2 that look for the origin. An observation is the position (N, 2), an action one
+    of five moves, int (N,), or with `continuous` a velocity (N, 2) in [-1, 1]^2. Each step pays -0.01, the one that
+    comes within GOAL_RADIUS 1 more. Ended episodes start anew at once; `final_obs` keeps where they ended."""
+
+    def __init__(self, num_envs: int, seed: int, continuous: bool = False, noise_std: float = 0.0):
+        self.num_envs, self.continuous, self.noise_std = num_envs, continuous, noise_std
+        self.rng = np.random.default_rng(seed)
+        self.position = np.zeros((num_envs, 2))
+        self.elapsed = np.zeros(num_envs, np.int64)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given worlds (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.position[ids] = self.rng.uniform(-1, 1, (len(ids), 2))
+        self.elapsed[ids] = 0
+        return self.position.copy()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """-> next_obs (N, 2), rewards (N,), terminated (N,), truncated (N,), final_obs (N, 2)."""
+        move = np.clip(actions, -1, 1) if self.continuous else MOVES[actions]
+        noise = self.noise_std * self.rng.standard_normal((self.num_envs, 2)) if self.noise_std else 0.0
+        self.position = np.clip(self.position + STEP_SIZE * move + noise, -1, 1)
+        self.elapsed += 1
+        terminated = np.hypot(*self.position.T) < GOAL_RADIUS
+        truncated = (self.elapsed >= MAX_EPISODE_STEPS) & ~terminated
+        final_obs = self.position.copy()
+        next_obs, ended = final_obs, np.flatnonzero(terminated | truncated)
+        if len(ended):
+            next_obs = self.reset(ended)
+        return next_obs, terminated - 0.01, terminated, truncated, final_obs
+
+    def state_dict(self) -> dict:
+        arrays = {"position": torch.from_numpy(self.position.copy()), "elapsed": torch.from_numpy(self.elapsed.copy())}
+        return arrays | {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.position, self.elapsed = saved["position"].numpy(), saved["elapsed"].numpy()
+        self.rng.bit_generator.state = saved["rng"]
+
+
+def greedy_expert(obs: np.ndarray) -> np.ndarray:
+    """(N, 2) -> (N,): one move along the larger coordinate towards 0; x on a tie; stay at the origin itself."""
+    x, y = obs.T
+    along_x = np.where(x > 0, 3, np.where(x < 0, 4, 0))
+    along_y = np.where(y > 0, 2, 1)
+    return np.where(np.abs(x) >= np.abs(y), along_x, along_y)
+
+
+def velocity_expert(obs: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """(N, 2) -> (N, 2): straight to the goal at full speed, the last step only as long as needed; with rng, Gaussian
+    noise of EXPERT_STD on both coordinates. Cut to [-1, 1]."""
+    distance = np.hypot(*obs.T)[:, None]
+    velocity = -obs / np.maximum(distance, STEP_SIZE)
+    if rng is not None:
+        velocity = velocity + EXPERT_STD * rng.standard_normal(velocity.shape)
+    return np.clip(velocity, -1, 1)
+
+
+def make_expert(continuous: bool, seed: int) -> typing.Callable[[np.ndarray], np.ndarray]:
+    """The expert of one of the two worlds, as a function of observations."""
+    rng = np.random.default_rng(seed)
+    return (lambda obs: velocity_expert(obs, rng)) if continuous else greedy_expert
+
+
+@dataclass
+class Episodes:
+    """E whole episodes side by side; rows after an episode's end are not `running` and mean nothing."""
+
+    obs: np.ndarray  # (T + 1, E, 2), each episode's final one included
+    actions: np.ndarray  # (T, E) or (T, E, 2), as executed
+    running: np.ndarray  # (T, E) bool: this step belongs to the episode
+    returns: np.ndarray  # (E,) true return
+    success: np.ndarray  # (E,) bool
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.running.sum(axis=0)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The L observations, the actions that answered them, and the number of each one's episode."""
+        episode = np.broadcast_to(np.arange(self.running.shape[1]), self.running.shape)
+        return self.obs[:-1][self.running], self.actions[self.running], episode[self.running]
+
+    def path(self, episode: int) -> np.ndarray:
+        return self.obs[: self.lengths[episode] + 1, episode]
+
+
+def play_episodes(act: typing.Callable, episodes: int, seed: int, continuous: bool, noise_std: float) -> Episodes:
+    """One episode in each of E worlds; the same seed gives the same starts, whoever acts."""
+    envs = PointNav(episodes, seed, continuous, noise_std)
+    obs = envs.reset()
+    all_obs, all_actions, all_running = [obs], [], []
+    returns, success, running = np.zeros(episodes), np.zeros(episodes, bool), np.ones(episodes, bool)
+    while running.any():
+        actions = act(obs)
+        obs, rewards, terminated, truncated, final_obs = envs.step(actions)
+        all_obs.append(final_obs)
+        all_actions.append(actions)
+        all_running.append(running.copy())
+        returns += rewards * running
+        success |= terminated & running
+        running &= ~(terminated | truncated)
+    return Episodes(np.stack(all_obs), np.stack(all_actions), np.stack(all_running), returns, success)
+
+
+# Networks
+
+
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        last = i == len(sizes) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, activation()]
+    return nn.Sequential(*layers)
+
+
+def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+
+
+def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value on a shared trunk, over standardized observations (B, 2). The policy's output ("head") is the
+    logits of five moves (B, 5), or the mean velocity (B, 2) beside a state-independent log_std."""
+
+    def __init__(self, continuous: bool, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.continuous = continuous
+        self.trunk = mlp([2, hidden_size, hidden_size], nn.Tanh, math.sqrt(2), generator)
+        self.actor = mlp([hidden_size, 2 if continuous else len(MOVES)], nn.Tanh, 0.01, generator)
+        self.critic = mlp([hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
+        if continuous:
+            self.log_std = nn.Parameter(torch.full((2,), -0.5))
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> head (B, A), value (B,)."""
+        features = torch.tanh(self.trunk(obs))
+        return self.actor(features), self.critic(features).squeeze(-1)
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """All but the critic's own layers: what TRPO's step moves."""
+        return [p for name, p in self.named_parameters() if not name.startswith("critic")]
+
+    def log_prob(self, head: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        if self.continuous:
+            return gaussian_log_prob(action, head, self.log_std)
+        return F.log_softmax(head, -1).gather(-1, action[..., None]).squeeze(-1)
+
+    def entropy(self, head: torch.Tensor) -> torch.Tensor:
+        """Mean entropy in nats, ()."""
+        if self.continuous:
+            return gaussian_entropy(self.log_std)
+        log_p = F.log_softmax(head, -1)
+        return -(log_p.exp() * log_p).sum(-1).mean()
+
+    def kl_from(self, old_head: torch.Tensor, old_log_std: torch.Tensor | None, head: torch.Tensor) -> torch.Tensor:
+        """Mean KL(old || this policy) over a batch, ()."""
+        if self.continuous:
+            variance_ratio = (2 * (old_log_std - self.log_std)).exp()
+            squared = ((old_head - head) * torch.exp(-self.log_std)).square()
+            return 0.5 * (variance_ratio + squared - 1 - variance_ratio.log()).sum(-1).mean()
+        old_log_p = F.log_softmax(old_head, -1)
+        return (old_log_p.exp() * (old_log_p - F.log_softmax(head, -1))).sum(-1).mean()
+
+    def old_log_std(self) -> torch.Tensor | None:
+        return self.log_std.detach().clone() if self.continuous else None
+
+
+def sample_actions(head: torch.Tensor, log_std: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    """Draw from the policy: head (B, A) -> (B,) moves, or (B, 2) velocities where log_std is given."""
+    if log_std is not None:
+        return head + log_std.exp() * torch.randn(head.shape, generator=generator)
+    return torch.multinomial(head.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+class PairDiscriminator(nn.Module):
+    """Logit of 'this pair is the expert's': (B, X) from disc_input -> (B,)."""
+
+    def __init__(self, continuous: bool, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        input_dim = 2 + (2 if continuous else len(MOVES))
+        self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).squeeze(-1)
+
+
+def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
+    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+def one_hot(actions: torch.Tensor, num_actions: int) -> torch.Tensor:
+    """(...) int -> (..., num_actions) float32 with a single 1."""
+    return F.one_hot(actions, num_actions).float()
+
+
+def disc_input(obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Standardized observations (..., 2) beside the executed action: one-hot (...) moves, or (..., 2) velocities."""
+    if not actions.is_floating_point():
+        actions = one_hot(actions, len(MOVES))
+    return torch.cat([obs, actions], dim=-1)
+
+
+# The algorithm, as pure functions
+
+
+def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy; mix is (B, 1) (Gulrajani 2017, eq. 3)."""
+    x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    return (grad.norm(dim=-1) - 1).square().mean()
+
+
+def discriminator_loss(
+    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
+
+    bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
+    wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
+    """
+    if kind == "bce":
+        loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+    else:
+        loss = policy_logit.mean() - expert_logit.mean()
+    logits = torch.cat([expert_logit, policy_logit])
+    entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
+    return loss - ent_coef * entropy, entropy
+
+
+def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+    """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
+    logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
+    if form == "softplus":
+        return F.softplus(logit)  # -log(1 - D)
+    return logit if form == "logit" else F.logsigmoid(logit)  # log D - log(1 - D), or log D
+
+
+class RewardNormalizer:
+    """Normalizes rewards by the mean and standard deviation of all rewards of the last `window` rollouts."""
+
+    def __init__(self, window: int | None = REWARD_WINDOW):
+        self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
+
+    def update(self, rewards: torch.Tensor) -> None:
+        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        mean, square = np.mean(self.moments, axis=0)
+        return float(mean), math.sqrt(max(square - mean**2, 0.0))
+
+    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
+        mean, std = self.mean_std
+        return (rewards - mean * center) / (std + 1e-8)
+
+    def state_dict(self) -> dict:
+        return {"moments": list(self.moments)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.moments.extend(tuple(pair) for pair in saved["moments"])
+
+
+def compute_gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    next_values: torch.Tensor,
+    terminated: torch.Tensor,
+    ended: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
+
+    next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
+    only a terminated one from nothing; `ended` (terminated or truncated) keeps the sum within its episode.
+    Returns advantages and returns (advantages + values).
+    """
+    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
+    advantages = torch.empty_like(rewards)
+    running = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages, advantages + values
+
+
+def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
+
+
+def ppo_value_loss(
+    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
+) -> torch.Tensor:
+    """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
+    loss = (value - returns).square()
+    if clip_coef is not None:
+        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return 0.5 * loss.mean()
+
+
+def conjugate_gradient(product: typing.Callable, b: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Solve A x = b for a symmetric positive definite A known through product(v) = A v (Hestenes & Stiefel 1952)."""
+    x = torch.zeros_like(b)
+    residual, direction = b.clone(), b.clone()
+    squared = residual @ residual
+    for _ in range(iterations):
+        if squared < 1e-10:
+            break
+        a_direction = product(direction)
+        alpha = squared / (direction @ a_direction)
+        x += alpha * direction
+        residual -= alpha * a_direction
+        previous, squared = squared, residual @ residual
+        direction = residual + squared / previous * direction
+    return x
+
+
+def flat_gradient(y: torch.Tensor, parameters: list[nn.Parameter], **options) -> torch.Tensor:
+    return torch.cat([grad.reshape(-1) for grad in torch.autograd.grad(y, parameters, **options)])
+
+
+def fisher_product(agent: ActorCritic, obs: torch.Tensor, damping: float) -> typing.Callable:
+    """v -> (F + damping I) v, F the policy's Fisher matrix on obs (B, 2): the Hessian of the mean KL divergence from
+    the current policy, at itself (Schulman et al. 2015, appendix C). F itself is never formed."""
+    parameters = agent.policy_parameters()
+    head, _ = agent(obs)
+    kl = agent.kl_from(head.detach(), agent.old_log_std(), head)
+    gradient = flat_gradient(kl, parameters, create_graph=True)
+    return lambda v: flat_gradient(gradient @ v, parameters, retain_graph=True) + damping * v
+
+
+def trpo_step(
+    agent: ActorCritic, obs: torch.Tensor, action: torch.Tensor, advantages: torch.Tensor, args: Args
+) -> dict[str, float]:
+    """One natural-gradient step of the policy; obs (B, 2), action (B,) or (B, 2), advantages (B,).
+
+    The step is the largest that the quadratic model of the KL divergence allows, halved until the true divergence is
+    within --max-kl and the surrogate no worse (Schulman et al. 2015, appendix C); where that never comes true, the
+    policy stays as it was.
+    """
+    parameters = agent.policy_parameters()
+    with torch.no_grad():
+        old_head, old_log_std = agent(obs)[0], agent.old_log_std()
+        old_log_prob = agent.log_prob(old_head, action)
+
+    def surrogate_and_kl() -> tuple[torch.Tensor, torch.Tensor]:
+        head, _ = agent(obs)
+        ratio = (agent.log_prob(head, action) - old_log_prob).exp()
+        surrogate = (ratio * advantages).mean() + args.ent_coef * agent.entropy(head)
+        return surrogate, agent.kl_from(old_head, old_log_std, head)
+
+    before, _ = surrogate_and_kl()
+    gradient = flat_gradient(before, parameters)
+    product = fisher_product(agent, obs[::FISHER_STRIDE], args.cg_damping)
+    direction = conjugate_gradient(product, gradient, args.cg_iterations)
+    curvature = direction @ product(direction)
+    step = direction * torch.sqrt(2 * args.max_kl / (curvature + 1e-10))
+    old = nn.utils.parameters_to_vector(parameters).detach().clone()
+    with torch.no_grad():
+        for halving in range(args.backtrack_steps):
+            nn.utils.vector_to_parameters(old + 0.5**halving * step, parameters)
+            after, kl = surrogate_and_kl()
+            if kl <= args.max_kl and after >= before:
+                break
+        else:
+            nn.utils.vector_to_parameters(old, parameters)
+            after, kl = surrogate_and_kl()
+    return {"policy_loss": -after.item(), "approx_kl": kl.item()}
+
+
+# The training loop's named steps
+
+
+@dataclass
+class PointRollout:
+    """T steps of N worlds. Observations are standardized; `next_obs` is the true one, before any reset."""
+
+    obs: torch.Tensor  # (T, N, 2)
+    next_obs: torch.Tensor  # (T, N, 2)
+    actions: torch.Tensor  # (T, N) or (T, N, 2) as sampled: what the ratio is about
+    executed_actions: torch.Tensor  # the same, velocities cut to [-1, 1]: what the world, and D, saw
+    log_probs: torch.Tensor  # (T, N)
+    env_rewards: torch.Tensor  # (T, N)
+    terminated: torch.Tensor  # (T, N) bool
+    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+
+
+class PointCollector:
+    """Steps the worlds with the policy and keeps what lasts from one rollout to the next."""
+
+    def __init__(self, envs: PointNav, obs_mean: torch.Tensor, obs_std: torch.Tensor):
+        self.envs, self.obs_mean, self.obs_std = envs, obs_mean, obs_std
+        self.obs = envs.reset()
+        self.step, self.episode_return = 0, np.zeros(envs.num_envs)
+        self.finished: list[tuple[int, float, int]] = []  # (env step, return, length) of every episode of the run
+
+    def standardized(self, obs: np.ndarray) -> torch.Tensor:
+        return standardize(torch.as_tensor(obs, dtype=torch.float32), self.obs_mean, self.obs_std)
+
+    @torch.no_grad()
+    def rollout(self, agent: ActorCritic, num_steps: int, generator: torch.Generator) -> PointRollout:
+        """Sample num_steps actions in every world."""
+        steps = []
+        for _ in range(num_steps):
+            obs = self.standardized(self.obs)
+            head, _ = agent(obs)
+            action = sample_actions(head, agent.old_log_std(), generator)
+            executed = action.clamp(-1, 1) if agent.continuous else action
+            lengths = self.envs.elapsed + 1
+            self.obs, reward, terminated, truncated, final_obs = self.envs.step(executed.numpy())
+            steps.append((obs, action, executed, head, reward, terminated, terminated | truncated, final_obs))
+            self.count_episodes(reward, terminated | truncated, lengths)
+        obs, action, executed, head = (torch.stack(column) for column in list(zip(*steps))[:4])
+        reward, terminated, ended, final_obs = (np.stack(column) for column in list(zip(*steps))[4:])
+        return PointRollout(
+            obs,
+            self.standardized(final_obs),
+            action,
+            executed,
+            agent.log_prob(head, action),
+            torch.as_tensor(reward, dtype=torch.float32),
+            torch.as_tensor(terminated),
+            torch.as_tensor(ended),
+        )
+
+    def count_episodes(self, reward: np.ndarray, ended: np.ndarray, lengths: np.ndarray) -> None:
+        self.step += len(reward)
+        self.episode_return += reward
+        for i in np.flatnonzero(ended):
+            self.finished.append((self.step, float(self.episode_return[i]), int(lengths[i])))
+        self.episode_return[ended] = 0.0
+
+    def state_dict(self) -> dict:
+        state = {"obs": torch.from_numpy(self.obs.copy()), "return": torch.from_numpy(self.episode_return.copy())}
+        finished = torch.tensor(self.finished, dtype=torch.float64)
+        return state | {"step": self.step, "finished": finished, "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.obs, self.episode_return, self.step = saved["obs"].numpy(), saved["return"].numpy(), saved["step"]
+        self.finished = [(int(step), value, int(length)) for step, value, length in saved["finished"].tolist()]
+        self.envs.load_state_dict(saved["envs"])
+
+
+def update_pair_discriminator(
+    disc: PairDiscriminator,
+    optimizer: torch.optim.Optimizer,
+    expert: torch.Tensor,
+    policy: torch.Tensor,
+    args: Args,
+    num_steps: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """num_steps minibatch steps on expert (L, X) and policy (B, X) pairs; returns the means of what to log."""
+    log, size = [], args.disc_batch_size
+    for _ in range(num_steps):
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
+        expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, "bce", args.disc_ent_coef)
+        penalty = torch.zeros(())
+        if args.grad_penalty_coef > 0:
+            penalty = gradient_penalty(disc, expert_x, policy_x, torch.rand((size, 1), generator=generator))
+        optimizer.zero_grad()
+        (loss + args.grad_penalty_coef * penalty).backward()
+        optimizer.step()
+        with torch.no_grad():
+            probs = [torch.sigmoid(expert_logit).mean(), torch.sigmoid(policy_logit).mean()]
+            accuracies = [(expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()]
+            log.append(torch.stack([loss, *probs, *accuracies, penalty, entropy]))
+    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty", "entropy")
+    return {f"disc/{name}": value for name, value in zip(names, torch.stack(log).mean(0).tolist())}
+
+
+def estimate_advantages(
+    agent: ActorCritic, rollout: PointRollout, rewards: torch.Tensor, args: Args
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, advantages and returns, each (T, N)."""
+    with torch.no_grad():
+        values, next_values = agent(rollout.obs)[1], agent(rollout.next_obs)[1]
+    ends = (rollout.terminated, rollout.ended)
+    return values, *compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+
+
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean()) / (x.std() + 1e-8)
+
+
+def update_by_ppo(
+    agent: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    rollout: PointRollout,
+    rewards: torch.Tensor,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
+    values, advantages, returns = estimate_advantages(agent, rollout, rewards, args)
+    flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
+    parameters, log = list(agent.parameters()), []
+    for _ in range(args.update_epochs):
+        for minibatch in torch.randperm(len(flat[0]), generator=generator).chunk(args.num_minibatches):
+            obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
+            head, value = agent(obs)
+            log_ratio = agent.log_prob(head, action) - old_log_prob
+            policy_loss = ppo_policy_loss(
+                log_ratio, normalized(advantage) if args.norm_adv else advantage, args.clip_coef
+            )
+            value_loss = ppo_value_loss(value, old_value, target, None)
+            entropy = agent.entropy(head)
+            optimizer.zero_grad()
+            (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
+                clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
+                log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+    explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+    means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
+    return {f"losses/{name}": value for name, value in means.items()}
+
+
+def update_by_trpo(
+    agent: ActorCritic, optimizer: torch.optim.Optimizer, rollout: PointRollout, rewards: torch.Tensor, args: Args
+) -> dict[str, float]:
+    """TRPO: one step of the policy, then --value-steps of the critic's own layers. The optimizer holds no others, so
+    that fitting the value leaves the trunk, and with it the policy, where the KL bound put it."""
+    values, advantages, returns = estimate_advantages(agent, rollout, rewards, args)
+    obs, action, advantage = rollout.obs.flatten(0, 1), rollout.actions.flatten(0, 1), advantages.flatten()
+    log = trpo_step(agent, obs, action, normalized(advantage) if args.norm_adv else advantage, args)
+    with torch.no_grad():
+        log["entropy"] = agent.entropy(agent(obs)[0]).item()
+        features = torch.tanh(agent.trunk(obs))
+    for _ in range(args.value_steps):
+        value_loss = ppo_value_loss(agent.critic(features).squeeze(-1), values.flatten(), returns.flatten(), None)
+        optimizer.zero_grad()
+        value_loss.backward()
+        optimizer.step()
+    log["value_loss"] = value_loss.item()
+    log["explained_variance"] = (1 - (returns - values).var() / (returns.var() + 1e-8)).item()
+    return {f"losses/{name}": value for name, value in log.items()}
+
+
+# Evaluation
+
+
+def export_policy(agent: ActorCritic, obs_mean: torch.Tensor, obs_std: torch.Tensor, args: Args) -> dict:
+    """The content of policy.pt: trunk and policy head as one chain of tanh layers."""
+    prefix, hidden = "mean" if args.continuous else "logits", args.hidden_size
+    chain = nn.Sequential(*agent.trunk, nn.Tanh(), *agent.actor)
+    weights = {f"{prefix}.{name}": w.detach().clone() for name, w in chain.state_dict().items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "gaussian" if args.continuous else "categorical",
+        "sizes": [2, hidden, hidden, agent.actor[-1].out_features],
+        "weights": weights | ({"log_std": agent.old_log_std()} if args.continuous else {}),
+        "obs_mean": obs_mean,
+        "obs_std": obs_std,
+        "obs_clip": OBS_CLIP,
+        "env_id": args.env_id,
+        "max_episode_steps": MAX_EPISODE_STEPS,
+    }
+
+
+def load_policy(policy: dict, sampled: bool, seed: int) -> typing.Callable[[np.ndarray], np.ndarray]:
+    """Executed actions as a function of raw observations (B, 2): likeliest move or mean velocity, or sampled ones."""
+    log_std, generator = policy["weights"].get("log_std"), torch.Generator().manual_seed(seed)
+    net = mlp(policy["sizes"], nn.Tanh, 0.01, torch.Generator())
+    net.load_state_dict({name.split(".", 1)[1]: w for name, w in policy["weights"].items() if "." in name})
+
+    @torch.inference_mode()
+    def act(obs: np.ndarray) -> np.ndarray:
+        head = net(standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"]))
+        if sampled:
+            head = sample_actions(head, log_std, generator)
+        elif log_std is None:
+            head = head.argmax(-1)
+        return head.clamp(-1, 1).numpy() if log_std is not None else head.numpy()
+
+    return act
+
+
+def evaluate(policy: dict, episodes: int, noise_std: float, seed: int) -> dict[str, Episodes]:
+    """Expert, policy (mean action: the likeliest move or mean velocity) and sampled policy, from the same starts."""
+    continuous = policy["kind"] == "gaussian"
+    actors = {
+        "expert": make_expert(continuous, seed + 1),
+        "policy": load_policy(policy, False, seed),
+        "sampled": load_policy(policy, True, seed + 2),
+    }
+    return {name: play_episodes(act, episodes, seed, continuous, noise_std) for name, act in actors.items()}
+
+
+def fresh_accuracy(policy: dict, args: Args, seed: int, episodes: int = 2000) -> float:
+    """How well a new discriminator can tell the sampled policy from the expert: balanced accuracy on held-out episodes.
+
+    Neither side's episodes are those of the training, and none stands on both sides of the split; 0.5 is a coin.
+    """
+    args = dataclasses.replace(args, grad_penalty_coef=0.0, disc_ent_coef=0.0)  # nothing holds this one back
+    generator = torch.Generator().manual_seed(seed)
+    training, held_out = [], []
+    for i, act in enumerate((make_expert(args.continuous, seed), load_policy(policy, True, seed))):
+        obs, actions, episode = play_episodes(act, episodes, seed + i, args.continuous, args.noise_std).pairs()
+        obs = standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"])
+        x = disc_input(obs, torch.as_tensor(actions, dtype=torch.float32 if args.continuous else torch.int64))
+        in_training = torch.as_tensor(episode < episodes // 2)
+        training.append(x[in_training])
+        held_out.append(x[~in_training])
+    disc = PairDiscriminator(args.continuous, args.disc_hidden_size, generator)
+    optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    update_pair_discriminator(disc, optimizer, *training, args, args.fresh_disc_steps, generator)
+    with torch.no_grad():
+        expert, policy_side = (disc(x) > 0 for x in held_out)
+    return 0.5 * (expert.float().mean() + (~policy_side).float().mean()).item()
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        self.columns = columns
+        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity or None,
+                name=run_dir.name,
+                id=saved["wandb_id"] if saved else None,
+                resume="allow",
+                dir=str(run_dir),
+                config=dataclasses.asdict(args),
+            )
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+COLUMNS = """global_step charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate
+losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
+disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
+reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
+eval/return_mean eval/return_std eval/return_sampled_mean eval/success_mean eval/length_mean
+eval/vs_demos eval/vs_expert
+time/rollout time/discriminator time/update""".split()
+
+
+EXPERT, POLICY, GREY = "#d62728", "#1f77b4", "#7f7f7f"
+
+
+def make_panels(
+    run_dir: Path, demos: Episodes, expert_beside: Episodes, played: dict[str, Episodes], finished: list
+) -> list[dict]:
+    """What the diagnostics show: panels of traces, each (kind, x, y, name, color), drawn alike in HTML and PNG.
+
+    expert_beside are the expert's episodes from the starts of the evaluations during training, played those of the
+    evaluation at the end, finished the training's own: (env step, return, length).
+    """
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))[:-1]  # the last one is the evaluation at the end, from other starts
+
+    def curve(kind: str, column: str, name: str, color: str) -> tuple:
+        points = [(int(row["global_step"]) / 1000, float(row[column])) for row in rows if row[column]]
+        return kind, [x for x, _ in points], [y for _, y in points], name, color
+
+    def level(value: float, name: str, color: str) -> tuple:
+        return "dashed", [0, int(rows[-1]["global_step"]) / 1000], [float(value)] * 2, name, color
+
+    def path(kind: str, episodes: Episodes, i: int, name: str, color: str) -> tuple:
+        return kind, *(np.round(column, 4).tolist() for column in episodes.path(i).T), name, color
+
+    def bars(actions: np.ndarray, name: str, color: str) -> tuple:
+        if actions.ndim == 1:
+            return "bars", ACTION_NAMES, (np.bincount(actions, minlength=5) / len(actions)).tolist(), name, color
+        edges = np.linspace(0, 1.5, 16)
+        counts, _ = np.histogram(np.hypot(*actions.T), edges)
+        return "bars", [f"{x:.1f}" for x in edges[:-1]], (counts / len(actions)).tolist(), name, color
+
+    steps, returns = [step / 1000 for step, _, _ in finished], np.array([value for _, value, _ in finished])
+    window = min(200, len(returns))
+    average = np.convolve(returns, np.full(window, 1 / window), "valid") if window else returns
+    thin = max(1, len(returns) // 2000)
+    angle = np.linspace(0, 2 * np.pi, 60)
+    goal = ("line", *(GOAL_RADIUS * f(angle) for f in (np.cos, np.sin)), "goal", "black")
+    solved = int(np.argmax(demos.success))
+    shown = range(min(8, len(played["expert"].success)))
+    both = (("line", "expert", EXPERT), ("dashed", "policy", POLICY))
+    paths = [path(kind, played[who], i, who, color) for kind, who, color in both for i in shown]
+    actions_x = "move" if demos.actions.ndim == 2 else "speed, share of the full one (lower edge of bin)"
+    time_axis = "environment steps, thousands"
+    return [
+        {"title": "One expert trajectory", "x": "x", "y": "y", "square": True}
+        | {"traces": [path("marked", demos, solved, "expert", EXPERT), goal]},
+        {"title": "Actions taken", "x": actions_x, "y": "share of steps"}
+        | {"traces": [bars(demos.pairs()[1], "expert", EXPERT), bars(played["sampled"].pairs()[1], "policy", POLICY)]},
+        {"title": "Discriminator loss", "x": time_axis, "y": "binary cross-entropy, nats"}
+        | {"traces": [curve("line", "disc/loss", "loss", POLICY), level(2 * math.log(2), "cannot tell", GREY)]},
+        {"title": "Evaluation with the mean action", "x": time_axis, "y": "mean return; share of starts solved"}
+        | {
+            "traces": [
+                curve("marked", "eval/return_mean", "return, policy", POLICY),
+                level(expert_beside.returns.mean(), "return, expert", EXPERT),
+                curve("marked", "eval/success_mean", "success, policy", "#17becf"),
+                level(expert_beside.success.mean(), "success, expert", "#ff7f0e"),
+            ]
+        },
+        {"title": "True return of training episodes", "x": time_axis, "y": "return"}
+        | {
+            "traces": [
+                ("points", steps[::thin], returns[::thin].tolist(), "an episode", "#aec7e8"),
+                ("line", steps[window - 1 :: thin], average[::thin].tolist(), f"mean of the last {window}", POLICY),
+            ]
+        },
+        {
+            "title": "Expert and learned paths, same starts",
+            "x": "x",
+            "y": "y",
+            "square": True,
+            "traces": [*paths, goal],
+        },
+    ]
+
+
+def plot_run(
+    run_dir: Path, demos: Episodes, expert_beside: Episodes, played: dict[str, Episodes], finished: list
+) -> None:
+    """diagnostics.png and diagnostics.html, the latter with all of Plotly inside, so that it opens without network."""
+    import matplotlib
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = make_panels(run_dir, demos, expert_beside, played, finished)
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    page = make_subplots(2, 3, subplot_titles=[panel["title"] for panel in panels], horizontal_spacing=0.08)
+    for number, (ax, panel) in enumerate(zip(axes.flat, panels)):
+        cell, legend, named = {"row": number // 3 + 1, "col": number % 3 + 1}, f"legend{number + 1}", set()
+        for kind, x, y, name, color in panel["traces"]:
+            label = None if name in named else name
+            common = {"name": name, "showlegend": label is not None, "legend": legend, "legendgroup": legend + name}
+            named.add(name)
+            if kind == "bars":
+                shift = 0.4 * (len(named) - 1) - 0.2
+                ax.bar(np.arange(len(x)) + shift, y, 0.4, label=label, color=color)
+                ax.set_xticks(np.arange(len(x)), x)
+                page.add_trace(go.Bar(x=x, y=y, marker_color=color, **common), **cell)
+                continue
+            style = {"line": "-", "dashed": "--", "marked": ".-", "points": "."}[kind]
+            ax.plot(x, y, style, label=label, color=color, markersize=2 if kind == "points" else 6)
+            mode = {"marked": "lines+markers", "points": "markers"}.get(kind, "lines")
+            line = {"color": color, "dash": "dash" if kind == "dashed" else "solid"}
+            marker = {"color": color, "size": 3 if kind == "points" else 6}
+            page.add_trace(go.Scatter(x=x, y=y, mode=mode, line=line, marker=marker, **common), **cell)
+        ax.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
+        ax.legend(loc="best")
+        page.update_xaxes(title_text=panel["x"], **cell)
+        page.update_yaxes(title_text=panel["y"], **cell)
+        x_domain, y_domain = (page.get_subplot(**cell)[i].domain for i in (0, 1))
+        place = {"x": x_domain[1], "xanchor": "right", "y": y_domain[0], "bgcolor": "rgba(255, 255, 255, 0.7)"}
+        page.update_layout({legend: place | {"yanchor": "bottom"}})
+        if panel.get("square"):
+            limits = {"xlim": (-1.05, 1.05), "ylim": (-1.05, 1.05), "aspect": "equal"}
+            ax.set(**limits)
+            page.update_xaxes(range=[-1.05, 1.05], **cell)
+            page.update_yaxes(
+                range=[-1.05, 1.05], scaleanchor=page.get_subplot(**cell)[0].anchor.replace("y", "x"), **cell
+            )
+    figure.suptitle(run_dir.name)
+    figure.savefig(run_dir / "diagnostics.png", dpi=100)
+    plt.close(figure)
+    page.update_layout(title=run_dir.name, template="plotly_white", height=950)
+    page.write_html(run_dir / "diagnostics.html", include_plotlyjs=True)
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def crossed(step: int, batch_size: int, interval: int) -> bool:
+    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
+    return step // interval > (step - batch_size) // interval
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+def train(args: Args) -> dict:
+    """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
+    torch.set_num_threads(1)  # minibatches this small run slower on more
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "toy_pointnav"})
+        args = Args(**saved["args"])
+    check_args(args)
+
+    expert_act = make_expert(args.continuous, args.seed)
+    demos = play_episodes(expert_act, args.expert_episodes, args.seed + 1000, args.continuous, args.noise_std)
+    demo_obs, demo_actions, _ = demos.pairs()
+    demo_obs = torch.as_tensor(demo_obs, dtype=torch.float32)
+    obs_mean, obs_std = demo_obs.mean(0), demo_obs.std(0) + 1e-3
+    demo_actions = torch.as_tensor(demo_actions, dtype=torch.float32 if args.continuous else torch.int64)
+    expert = disc_input(standardize(demo_obs, obs_mean, obs_std), demo_actions)
+
+    generator = torch.Generator().manual_seed(args.seed)
+    agent = ActorCritic(args.continuous, args.hidden_size, generator)
+    disc = PairDiscriminator(args.continuous, args.disc_hidden_size, generator)
+    if args.algorithm == "ppo":
+        optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    else:
+        optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
+    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    normalizer = RewardNormalizer()
+    expert_beside = play_episodes(
+        make_expert(args.continuous, args.seed), 500, args.seed + 10_000, args.continuous, args.noise_std
+    )
+    collector = PointCollector(PointNav(args.num_envs, args.seed, args.continuous, args.noise_std), obs_mean, obs_std)
+    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    stateful |= {"collector": collector, "normalizer": normalizer}
+
+    if saved:
+        run_dir, counters = Path(resume_path).parent, saved["counters"]
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+    else:
+        run_dir = make_run_dir(args)
+        initial = export_policy(agent, obs_mean, obs_std, args)
+        counters = {"iteration": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}
+        counters["initial_accuracy"] = fresh_accuracy(initial, args, args.seed + 40_000)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {name: part.state_dict() for name, part in stateful.items()}
+        content |= {"format_version": FORMAT_VERSION, "script": "toy_pointnav", "args": dataclasses.asdict(args)}
+        content |= {"generator": generator.get_state(), "counters": counters, "logger": logger.state_dict()}
+        save_atomically(content, run_dir / "checkpoint.pt")
+
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    progress = tqdm(
+        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="step", disable=None
+    )
+    while counters["iteration"] < num_iterations:
+        clock = [time.perf_counter()]
+        if args.anneal_lr and args.algorithm == "ppo":
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - counters["iteration"] / num_iterations)
+        episodes_before = len(collector.finished)
+        rollout = collector.rollout(agent, args.num_steps, generator)
+        clock.append(time.perf_counter())
+
+        policy = disc_input(rollout.obs, rollout.executed_actions)
+        flat = policy.flatten(0, 1)
+        row = update_pair_discriminator(disc, disc_optimizer, expert, flat, args, args.disc_steps, generator)
+        with torch.no_grad():
+            gail_rewards = imitation_reward(disc(policy), args.reward_form)
+        normalizer.update(gail_rewards)
+        rewards = normalizer.normalize(gail_rewards, False) if args.normalize_reward else gail_rewards
+        clock.append(time.perf_counter())
+
+        if args.algorithm == "ppo":
+            row |= update_by_ppo(agent, optimizer, rollout, rewards, args, generator)
+        else:
+            row |= update_by_trpo(agent, optimizer, rollout, rewards, args)
+        clock.append(time.perf_counter())
+
+        counters["iteration"] += 1
+        counters["seconds"] += clock[-1] - clock[0]
+        step = counters["iteration"] * batch_size
+        row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
+        row |= {"global_step": step, "charts/SPS": int(step / counters["seconds"])}
+        row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        row |= {"reward/env_mean": rollout.env_rewards.mean().item(), "reward/total_mean": rewards.mean().item()}
+        row |= {"reward/gail_mean": gail_rewards.mean().item(), "reward/gail_std": gail_rewards.std().item()}
+        if len(collector.finished) > episodes_before:
+            _, returns, lengths = np.mean(collector.finished[episodes_before:], axis=0).tolist()
+            row |= {"charts/episodic_return": returns, "charts/episodic_length": lengths}
+        if crossed(step, batch_size, args.eval_interval):
+            current = load_policy(export_policy(agent, obs_mean, obs_std, args), False, args.seed)
+            played = play_episodes(current, 500, args.seed + 10_000, args.continuous, args.noise_std)
+            mean, success = played.returns.mean().item(), played.success.mean().item()
+            row |= {"eval/return_mean": mean, "eval/return_std": played.returns.std().item()}
+            row |= {"eval/success_mean": success, "eval/length_mean": played.lengths.mean().item()}
+            row |= {"eval/vs_demos": mean / demos.returns.mean(), "eval/vs_expert": mean / expert_beside.returns.mean()}
+            if mean > counters["best"]:
+                counters |= {"best": mean, "best_step": step}
+            progress.set_postfix_str(f"success {success:.1%}")
+        stop_if_not_finite(row, step, run_dir)
+        logger.write(row)
+        progress.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
+            save_checkpoint()
+    progress.close()
+
+    final = export_policy(agent, obs_mean, obs_std, args)
+    save_atomically(final, run_dir / "policy.pt")
+    played = evaluate(final, args.eval_episodes, args.noise_std, args.seed + 20_000)
+    fresh = fresh_accuracy(final, args, args.seed + 50_000)
+    summary = summarize(played) | {
+        "eval/vs_demos": played["policy"].returns.mean().item() / demos.returns.mean().item(),
+        "best/return_mean": counters["best"] if counters["best_step"] else None,
+        "best/step": counters["best_step"] or None,
+        "demos_return_mean": demos.returns.mean().item(),
+        "disc/initial_accuracy": counters["initial_accuracy"],
+        "disc/fresh_accuracy": fresh,
+        "env_steps": num_iterations * batch_size,
+        "seconds": counters["seconds"],
+        "charts/SPS": num_iterations * batch_size / counters["seconds"],
+    }
+    logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
+    logger.close()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_run(run_dir, demos, expert_beside, played, collector.finished)
+    print_table(
+        [
+            *table_rows(played),
+            ("a fresh discriminator", f"{counters['initial_accuracy']:.1%} right at the start, {fresh:.1%} at the end"),
+            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
+            ("results", str(run_dir)),
+        ]
+    )
+    return summary
+
+
+def summarize(played: dict[str, Episodes]) -> dict[str, float]:
+    """Means over the episodes of evaluate(), under the names of summary.json."""
+    summary = {"eval/return_mean": 0.0, "eval/return_std": played["policy"].returns.std().item()}
+    for name, prefix, suffix in (("policy", "eval", ""), ("sampled", "eval", "_sampled"), ("expert", "expert", "")):
+        for quantity, values in (("return", "returns"), ("success", "success"), ("length", "lengths")):
+            summary[f"{prefix}/{quantity}{suffix}_mean"] = getattr(played[name], values).mean().item()
+    return summary | {"eval/vs_expert": summary["eval/return_mean"] / summary["expert/return_mean"]}
+
+
+def table_rows(played: dict[str, Episodes]) -> list[tuple[str, str]]:
+    """evaluate()'s result as rows of a table."""
+    names = {"expert": "expert", "policy": "policy, mean action", "sampled": "policy, sampled"}
+    return [
+        (
+            names[name],
+            f"{who.success.mean():.1%} of {len(who.success)} starts solved, {who.lengths.mean():.2f} steps, "
+            f"return {who.returns.mean():.3f} ± {who.returns.std():.3f}",
+        )
+        for name, who in played.items()
+    ]
+
+
+def evaluate_saved_policy(args: Args) -> dict:
+    """--evaluate: a saved policy beside the expert, from the same starts."""
+    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
+    require_range(args, ["seed", "noise_std"], "0 or greater", lambda x: x >= 0)
+    policy = load_saved(args.evaluate, "--evaluate", {"env_id": args.env_id})
+    played = evaluate(policy, args.eval_episodes, args.noise_std, args.seed + 20_000)
+    print_table([("policy", args.evaluate), *table_rows(played)])
+    return summarize(played)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Args)
+        evaluate_saved_policy(args) if args.evaluate else train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
