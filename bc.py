@@ -251,6 +251,11 @@ def load_demos(
         raise UserError(
             f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
         )
+    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
+    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
+        raise UserError(
+            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
+        )
     lengths = fields["lengths"]
     if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
         raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
@@ -400,7 +405,7 @@ class GymnasiumEnvs:
                 vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
                 max_episode_steps=max_episode_steps or None,
             )
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             raise UserError(
                 f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
             ) from None
@@ -675,8 +680,13 @@ class MetricsLogger:
     written after its checkpoint, so that the file has neither gap nor repeat."""
 
     def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
-        self.columns = columns
-        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        path = run_dir / "metrics.csv"
+        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
+            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
+        try:
+            self.file = open(path, "a", newline="")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
         self.writer = csv.DictWriter(self.file, columns)
         if saved:
             self.file.truncate(saved["offset"])
@@ -686,15 +696,19 @@ class MetricsLogger:
         if args.track:
             import wandb
 
-            self.wandb = wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity or None,
-                name=run_dir.name,
-                id=saved["wandb_id"] if saved else None,
-                resume="allow",
-                dir=str(run_dir),
-                config=dataclasses.asdict(args),
-            )
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name,
+                    entity=args.wandb_entity or None,
+                    name=run_dir.name,
+                    id=saved["wandb_id"] if saved else None,
+                    resume="allow",
+                    dir=str(run_dir),
+                    config=dataclasses.asdict(args),
+                )
+            except Exception as error:  # W&B fails in many ways
+                message = str(error).splitlines()[0]
+                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -737,8 +751,11 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
+        kept = (
+            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
+        )
         raise UserError(
-            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
             "lower the learning rates."
         )
 

@@ -87,7 +87,7 @@ class Train:
     threads: int = 0
     """threads that step the physics and multiply matrices (0: one a core)"""
 
-    total_timesteps: int = 2_400_000
+    total_timesteps: int = 1_300_000
     """environment steps of the whole run"""
     num_envs: int = 32
     """parallel environments (N)"""
@@ -178,6 +178,11 @@ def check_args(args: Train) -> None:
     positive += ["batch_size", "hidden_size", "learning_rate"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, ["seed", "max_episode_steps", "threads", "learning_starts"], "0 or greater", lambda x: x >= 0)
+    if args.total_timesteps <= args.learning_starts or args.learning_starts < 2 * args.num_envs:
+        raise UserError(
+            f"--learning-starts is {args.learning_starts}, expected at least two steps of every env and less than "
+            f"--total-timesteps ({args.total_timesteps}); change one of them."
+        )
     require_range(args, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
 
 
@@ -277,7 +282,7 @@ class GymnasiumEnvs:
                 vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
                 max_episode_steps=max_episode_steps or None,
             )
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             raise UserError(
                 f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
             ) from None
@@ -408,7 +413,8 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, saved: dict) -> None:
-        self.added, self.obs_mean, self.obs_std = saved["added"], saved["obs_mean"], saved["obs_std"]
+        self.added = saved["added"]
+        self.obs_mean, self.obs_std = (saved[name].to(self.obs_mean.device) for name in ("obs_mean", "obs_std"))
         for name, value in saved["data"].items():
             self.data[name][: len(value)] = value
 
@@ -567,16 +573,17 @@ def returns_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
 def record_sets(policy: dict, folder: Path, episodes: int, seed: int) -> dict[str, np.ndarray]:
     """Write the five demonstration sets; returns the episodes' returns in each, (E,)."""
     expert_returns = returns_of(record_episodes(policy, 0.0, 100, seed + 1000))
-    weights = b"".join(weight.numpy().tobytes() for weight in policy["weights"].values())
+    tensors = [*policy["weights"].values(), policy["obs_mean"], policy["obs_std"]]
+    weights = b"".join(tensor.numpy().tobytes() for tensor in tensors)
     returns = {"expert": expert_returns}
     for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
-        arrays = record_episodes(policy, noise_scale, episodes, seed + i)
+        arrays = record_episodes(policy, noise_scale, episodes, seed + 50_000 + i)  # no training starts from these
         returns[level] = returns_of(arrays)
         metadata = {
             "env_id": policy["env_id"],
             "max_episode_steps": policy["max_episode_steps"],
             "noise_scale": noise_scale,
-            "seed": seed + i,
+            "seed": seed + 50_000 + i,
             "expert_sha256": hashlib.sha256(weights).hexdigest(),
             "expert_return_mean": expert_returns.mean(),  # of the mean action, over 100 episodes
             "expert_return_std": expert_returns.std(),
@@ -651,6 +658,11 @@ def load_demos(
     if env_id and metadata.get("env_id") != env_id:
         raise UserError(
             f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
+    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
+        raise UserError(
+            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
         )
     lengths = fields["lengths"]
     if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
@@ -748,7 +760,6 @@ def convert(args: Convert) -> None:
     if ends == (".pkl", ".npz"):
         arrays = pickle_to_arrays(args.source)
         metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": int(arrays["lengths"].max()), "noise_scale": None}
-        metadata["expert_return_mean"] = returns_of(arrays).mean()  # the author's expert did not come along
         save_demos(Path(args.target), arrays, metadata)
     elif ends == (".npz", ".pkl"):
         demos = load_demos(args.source, None, 0, np.random.default_rng(), ("actions", "rewards"))
@@ -841,8 +852,13 @@ class MetricsLogger:
     written after its checkpoint, so that the file has neither gap nor repeat."""
 
     def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
-        self.columns = columns
-        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        path = run_dir / "metrics.csv"
+        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
+            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
+        try:
+            self.file = open(path, "a", newline="")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
         self.writer = csv.DictWriter(self.file, columns)
         if saved:
             self.file.truncate(saved["offset"])
@@ -852,15 +868,19 @@ class MetricsLogger:
         if args.track:
             import wandb
 
-            self.wandb = wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity or None,
-                name=run_dir.name,
-                id=saved["wandb_id"] if saved else None,
-                resume="allow",
-                dir=str(run_dir),
-                config=dataclasses.asdict(args),
-            )
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name,
+                    entity=args.wandb_entity or None,
+                    name=run_dir.name,
+                    id=saved["wandb_id"] if saved else None,
+                    resume="allow",
+                    dir=str(run_dir),
+                    config=dataclasses.asdict(args),
+                )
+            except Exception as error:  # W&B fails in many ways
+                message = str(error).splitlines()[0]
+                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -903,8 +923,11 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
+        kept = (
+            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
+        )
         raise UserError(
-            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
             "lower the learning rates."
         )
 
@@ -949,7 +972,8 @@ def train(args: Train) -> dict:
         generator.set_state(saved["generator"])
         step, seconds, evaluations = saved["step"], saved["seconds"], [tuple(pair) for pair in saved["evaluations"]]
         finished.extend(saved["finished"])
-        obs, episode_return = saved["obs"].numpy(), saved["episode_return"].numpy()
+        if saved["envs"]:  # otherwise the environments could not be saved, and new episodes begin
+            obs, episode_return = saved["obs"].numpy(), saved["episode_return"].numpy()
     else:
         run_dir = make_run_dir(args)
     logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
@@ -989,7 +1013,7 @@ def train(args: Train) -> dict:
                 buffer.fit_statistics()
             if args.anneal_lr:
                 for optimizer in (learner.actor_optimizer, learner.critic_optimizer, learner.alpha_optimizer):
-                    optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
+                    optimizer.param_groups[0]["lr"] = args.learning_rate * max(0.0, 1 - step / args.total_timesteps)
             due, done = (int((step - k * args.num_envs) * args.updates_per_step) for k in (0, 1))
             for _ in range(due - done):
                 batch = buffer.sample(args.batch_size, generator)
@@ -1019,6 +1043,7 @@ def train(args: Train) -> dict:
             clock = time.perf_counter()
         progress.update(args.num_envs)
     progress.close()
+    seconds += time.perf_counter() - clock
     save_checkpoint()
 
     policy = export_policy(learner.actor, buffer, args)

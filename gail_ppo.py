@@ -56,7 +56,7 @@ from mujoco.batch import Batch
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
-REWARD_WINDOW = 10  # rollouts; measured against one and all of them: benchmark/README.md
+REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
 OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
 
 
@@ -144,7 +144,7 @@ class Args:
     """subtract the mean when normalizing; turn off where episodes can end early"""
 
     disc_loss: Literal["bce", "wgan"] = "bce"
-    """discriminator loss: binary cross-entropy, or Wasserstein (the reward is then the raw score)"""
+    """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
     disc_learning_rate: float = 1e-3
     """Adam step size of the discriminator"""
     disc_steps: int = 20
@@ -199,10 +199,10 @@ def check_args(args: Args) -> None:
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
     rollout = args.num_envs * args.num_steps
-    if args.num_minibatches > rollout:
+    if 2 * args.num_minibatches > rollout:
         raise UserError(
             f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
-            "(num-envs x num-steps); lower it."
+            "(num-envs x num-steps) and a minibatch needs two; lower it."
         )
     if args.total_timesteps < rollout:
         raise UserError(
@@ -288,6 +288,11 @@ def load_demos(
     if env_id and metadata.get("env_id") != env_id:
         raise UserError(
             f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
+    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
+        raise UserError(
+            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
         )
     lengths = fields["lengths"]
     if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
@@ -393,7 +398,7 @@ class GymnasiumEnvs:
                 vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
                 max_episode_steps=max_episode_steps or None,
             )
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             raise UserError(
                 f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
             ) from None
@@ -531,6 +536,7 @@ class RewardNormalizer:
         self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
 
     def update(self, rewards: torch.Tensor) -> None:
+        rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
     @property
@@ -540,7 +546,7 @@ class RewardNormalizer:
 
     def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
         mean, std = self.mean_std
-        return (rewards - mean * center) / (std + 1e-8)
+        return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
 
     def state_dict(self) -> dict:
         return {"moments": list(self.moments)}
@@ -711,7 +717,7 @@ def compute_rewards(
     sources = {"env": rollout.env_rewards}
     log = {"reward/env_mean": rollout.env_rewards.mean().item()}
     if logit is not None:
-        sources["gail"] = imitation_reward(logit, args.reward_form)
+        sources["gail"] = logit if args.disc_loss == "wgan" else imitation_reward(logit, args.reward_form)
         log["reward/gail_mean"] = sources["gail"].mean().item()
         log["reward/gail_std"] = sources["gail"].std().item()
     total = torch.zeros_like(rollout.env_rewards)
@@ -744,7 +750,7 @@ def update_policy(
     log = []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
-        for minibatch in order.chunk(args.num_minibatches):
+        for minibatch in order.tensor_split(args.num_minibatches):
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
             log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
             if args.norm_adv:
@@ -869,8 +875,13 @@ class MetricsLogger:
     written after its checkpoint, so that the file has neither gap nor repeat."""
 
     def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
-        self.columns = columns
-        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        path = run_dir / "metrics.csv"
+        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
+            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
+        try:
+            self.file = open(path, "a", newline="")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
         self.writer = csv.DictWriter(self.file, columns)
         if saved:
             self.file.truncate(saved["offset"])
@@ -880,15 +891,19 @@ class MetricsLogger:
         if args.track:
             import wandb
 
-            self.wandb = wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity or None,
-                name=run_dir.name,
-                id=saved["wandb_id"] if saved else None,
-                resume="allow",
-                dir=str(run_dir),
-                config=dataclasses.asdict(args),
-            )
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name,
+                    entity=args.wandb_entity or None,
+                    name=run_dir.name,
+                    id=saved["wandb_id"] if saved else None,
+                    resume="allow",
+                    dir=str(run_dir),
+                    config=dataclasses.asdict(args),
+                )
+            except Exception as error:  # W&B fails in many ways
+                message = str(error).splitlines()[0]
+                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -1021,15 +1036,18 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
+        kept = (
+            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
+        )
         raise UserError(
-            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
             "lower the learning rates."
         )
 
 
 def warn_about_termination(rollout: Rollout, args: Args) -> None:
     """Early ends make the sign of the reward matter (see imitation_reward); centering hides which sign was chosen."""
-    if rollout.terminated.any() and args.reward_source != "env" and args.normalize_reward and args.center_reward:
+    if rollout.terminated.any() and args.normalize_reward and args.center_reward:
         advice = "a centered reward may pay for that; consider --no-center-reward."
         print(f"warning: episodes of {args.env_id} can end early, and {advice}", file=sys.stderr)
 
@@ -1083,6 +1101,8 @@ def train(args: Args) -> dict:
 
     if saved:
         run_dir = Path(resume_path).parent
+        if not torch.equal(saved["obs_mean"], obs_mean.cpu()):
+            raise UserError(f"--resume {resume_path}: {args.demos} has changed since this checkpoint; start a new run.")
         for name, part in stateful.items():
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
@@ -1096,7 +1116,12 @@ def train(args: Args) -> dict:
     def save_checkpoint() -> None:
         content = {name: part.state_dict() for name, part in stateful.items()}
         content |= {"format_version": FORMAT_VERSION, "script": "gail_ppo", "args": dataclasses.asdict(args)}
-        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
+        content |= {
+            "obs_mean": obs_mean.cpu(),
+            "generator": generator.get_state(),
+            "counters": counters,
+            "evaluations": evaluations,
+        }
         save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
 
     batch_size = args.num_envs * args.num_steps
@@ -1130,25 +1155,28 @@ def train(args: Args) -> dict:
             warn_about_termination(rollout, args)
 
         counters["iteration"] += 1
-        counters["seconds"] += clock[-1] - clock[0]
         step = counters["iteration"] * batch_size
         row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
-        row |= {"global_step": step, "charts/SPS": int(step / counters["seconds"])}
-        row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if crossed(step, batch_size, args.eval_interval):
+        if crossed(step, batch_size, args.eval_interval) or counters["iteration"] == num_iterations:
             current = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
             returns = evaluate(current, 20, False, args.seed + 10_000, args.threads)
             evaluations.append((step, returns.mean().item()))
             row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
             row |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
             progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+            clock[0] += time.perf_counter() - clock[-1]  # evaluations are left out of the steps per second
         stop_if_not_finite(row, step, run_dir)
+        row["charts/SPS"] = int(step / (counters["seconds"] + time.perf_counter() - clock[0]))
         logger.write(row)
         progress.update(batch_size)
         if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
+            counters["seconds"] += time.perf_counter() - clock[0]
+            clock[0] = time.perf_counter()
             save_checkpoint()
+        counters["seconds"] += time.perf_counter() - clock[0]
     progress.close()
 
     final = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
@@ -1171,6 +1199,7 @@ def train(args: Args) -> dict:
         "charts/SPS": num_iterations * batch_size / counters["seconds"],
     }
     summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+    summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
     logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

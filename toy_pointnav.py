@@ -35,7 +35,7 @@ The environment's reward (-0.01 a step, 1 at the goal) is only ever reported. Wh
 Commands. With the first two, ten of ten seeds end with the expert's own success and steps, on 5,000 starts each (95.0%
 on average). The third solves them all, as its expert does, in 7 to 9% fewer steps, since its mean action has no noise
 (1 to 3% fewer when sampled). A fresh discriminator knows 91 to 94% at the start and 46 to 57% at the end. A run takes
-8 to 11 s of one core, 12 to 17 s where two other trainings held both (benchmark/toy_pointnav.csv).
+8 to 11 s of one core, 12 to 17 s where two other trainings held both (benchmark/results/toy_pointnav.csv).
 
     python toy_pointnav.py
     python toy_pointnav.py --algorithm trpo
@@ -497,6 +497,7 @@ class RewardNormalizer:
         self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
 
     def update(self, rewards: torch.Tensor) -> None:
+        rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
     @property
@@ -506,7 +507,7 @@ class RewardNormalizer:
 
     def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
         mean, std = self.mean_std
-        return (rewards - mean * center) / (std + 1e-8)
+        return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
 
     def state_dict(self) -> dict:
         return {"moments": list(self.moments)}
@@ -913,8 +914,13 @@ class MetricsLogger:
     written after its checkpoint, so that the file has neither gap nor repeat."""
 
     def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
-        self.columns = columns
-        self.file = open(run_dir / "metrics.csv", "a", newline="")
+        path = run_dir / "metrics.csv"
+        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
+            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
+        try:
+            self.file = open(path, "a", newline="")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
         self.writer = csv.DictWriter(self.file, columns)
         if saved:
             self.file.truncate(saved["offset"])
@@ -924,15 +930,19 @@ class MetricsLogger:
         if args.track:
             import wandb
 
-            self.wandb = wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity or None,
-                name=run_dir.name,
-                id=saved["wandb_id"] if saved else None,
-                resume="allow",
-                dir=str(run_dir),
-                config=dataclasses.asdict(args),
-            )
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name,
+                    entity=args.wandb_entity or None,
+                    name=run_dir.name,
+                    id=saved["wandb_id"] if saved else None,
+                    resume="allow",
+                    dir=str(run_dir),
+                    config=dataclasses.asdict(args),
+                )
+            except Exception as error:  # W&B fails in many ways
+                message = str(error).splitlines()[0]
+                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -1113,8 +1123,11 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
+        kept = (
+            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
+        )
         raise UserError(
-            f"training diverged at step {step}: {', '.join(bad)} not finite; the last good checkpoint is in {run_dir}; "
+            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
             "lower the learning rates."
         )
 

@@ -36,8 +36,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "gail": [
         ("GAIL 1M", "gail_ppo.py", [], TEN),
-        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
         ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
+        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
         ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env"], FIVE),
         ("combined 1M", "gail_ppo.py", ["--reward-source", "combined"], FIVE),
         ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward"], FIVE),
@@ -89,8 +89,8 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path) -> None:
-    """One run on one core; its row and its curve are added to the suite's CSVs by the caller."""
+def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path) -> Path:
+    """One run on one core, from its checkpoint if it has one; returns its folder."""
     name = f"{suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
     folder = runs / name
     if (folder / "checkpoint.pt").exists():
@@ -98,15 +98,16 @@ def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, 
     else:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         command = [*flags, "--seed", str(seed), "--output-dir", str(runs), "--run-name", name, "--threads", "1"]
-    log = open(f"{folder}.log", "w")
-    subprocess.run(
-        [sys.executable, str(ROOT / script), *command],
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        check=True,
-    )
+    with open(f"{folder}.log", "w") as log:
+        subprocess.run(
+            [sys.executable, str(ROOT / script), *command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            check=True,
+        )
+    return folder
 
 
 def main(args: Args) -> None:
@@ -122,9 +123,10 @@ def main(args: Args) -> None:
         for seed in seeds:
             if (variant, seed) not in done:
                 todo.put((variant, script, flags, seed))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
     progress, lock = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock()
+    failed: list[str] = []
 
     def work(core: int) -> None:
         while True:
@@ -132,8 +134,11 @@ def main(args: Args) -> None:
                 variant, script, flags, seed = todo.get_nowait()
             except queue.Empty:
                 return
-            run_one(args.suite, variant, script, flags, seed, core, runs)
-            folder = runs / f"{args.suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
+            try:
+                folder = run_one(args.suite, variant, script, flags, seed, core, runs)
+            except subprocess.CalledProcessError:
+                failed.append(f"{variant}, seed {seed}")
+                continue
             key = {"variant": variant, "seed": seed}
             row = key | {"command": " ".join(["python", script, *flags, "--seed", str(seed)])}
             row |= json.loads((folder / "summary.json").read_text())
@@ -150,6 +155,8 @@ def main(args: Args) -> None:
     for worker in workers:
         worker.join()
     progress.close()
+    if failed:
+        sys.exit(f"failed, see the logs in {runs}: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -608,6 +608,6 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
 
     monkeypatch.setattr(t, "update_by_ppo", diverging)
     message = mistake(capsys, *TINY, "--output-dir", str(tmp_path), "--run-name", "nan")
-    assert "diverged at step 768: losses/value_loss" in message
+    assert "diverged at step 768 (losses/value_loss" in message
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
     assert saved["counters"]["iteration"] == 2
