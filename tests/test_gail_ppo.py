@@ -332,6 +332,20 @@ def test_rewards_follow_their_source(source):
         np.testing.assert_allclose(plain, nn.functional.softplus(logit))
 
 
+def test_wasserstein_reward_is_the_raw_score():
+    rollout, score = toy_rollout(), torch.randn(4, 3)
+    args = g.Args(disc_loss="wgan", normalize_reward=False)
+    total, _ = g.compute_rewards(rollout, score, {"gail": g.RewardNormalizer()}, args)
+    assert torch.equal(total, score)
+
+
+def test_a_constant_reward_does_not_become_a_huge_one():
+    normalizer = g.RewardNormalizer()
+    normalizer.update(torch.full((100, 64), 0.1))
+    assert normalizer.normalize(torch.full((2,), 0.1), center=False).abs().max() <= 100.1
+    assert normalizer.normalize(torch.full((2,), 0.1), center=True).abs().max() < 1e-3
+
+
 def test_discriminator_and_environment_see_the_clipped_action():
     envs = g.BatchHalfCheetah(4, 10, 0, 1)
     generator = torch.Generator().manual_seed(0)
@@ -512,7 +526,8 @@ def mistake(capsys, *argv) -> str:
         (["--total-timesteps", "-5"], "--total-timesteps"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--gamma", "1.5"], "--gamma"),
-        (["--num-minibatches", "100000"], "--num-minibatches"),
+        (["--num-minibatches", "401"], "--num-minibatches"),
+        (["--env-id", "HalfCheetah-v3"], "--env-id"),
         (["--total-timesteps", "100"], "--total-timesteps"),
         (["--num-demos", "51"], "--num-demos"),
         (["--num-demos", "-1"], "--num-demos"),
@@ -583,6 +598,19 @@ def test_checkpoint_of_another_script_or_format(tmp_path, capsys):
     assert "script is bc, expected gail_ppo" in mistake(capsys, "--resume", str(tmp_path / "other.pt"))
     torch.save({"format_version": 7, "script": "gail_ppo"}, tmp_path / "old.pt")
     assert "format_version is 7" in mistake(capsys, "--resume", str(tmp_path / "old.pt"))
+
+
+def test_resume_needs_its_metrics_and_its_demonstrations(tmp_path, capsys):
+    run(tmp_path, "a")
+    checkpoint = tmp_path / "a/checkpoint.pt"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/checkpoint.pt").write_bytes(checkpoint.read_bytes())
+    assert "metrics.csv" in mistake(capsys, "--resume", str(tmp_path / "alone/checkpoint.pt"))
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["checkpoint.pt"]
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["obs_mean"] += 1
+    torch.save(saved, checkpoint)
+    assert "has changed" in mistake(capsys, "--resume", str(checkpoint))
 
 
 def test_resume_stands_alone(capsys):

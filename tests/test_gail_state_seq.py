@@ -261,6 +261,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
         (["--seq-len", "0"], "--seq-len"),
         (["--seq-len", "101"], "--seq-len"),
         (["--disc-batch-size", "-1"], "--disc-batch-size"),
+        (["--discriminator", "transformer", "--disc-hidden-size", "30"], "--disc-hidden-size"),
         (["--resume", "nowhere.pt"], "--resume"),
     ],
 )
