@@ -25,7 +25,7 @@ FIGURES = ROOT / "benchmark/figures"
 ORIGINAL = {"GAIL 1M": "79 / 65 (50M steps)", "GAIL 2M": "79 / 65 (50M steps)", "combined 2M": "89 / 72 (50M steps)"}
 # figure -> (suite, variants drawn)
 DRAWN = {
-    "gail": ("gail", ["GAIL 2M", "combined 2M", "GAIL without normalization 2M", "PPO on the env reward 2M"]),
+    "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
     "one_demonstration": ("gail", ["GAIL 1M", "GAIL, one demonstration"]),
     "state_seq": ("state_seq", [f"N = {n}" for n in range(1, 6)]),
 }

@@ -1,0 +1,48 @@
+"""benchmark/: the report's statistics and tables, and the suites' command lines."""
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import report  # noqa: E402
+import run  # noqa: E402
+
+
+def test_interquartile_mean_equals_its_definition():
+    assert report.interquartile_mean(np.arange(8.0)) == pytest.approx(np.mean([2, 3, 4, 5]))
+    assert report.interquartile_mean(np.array([0.0, 1, 2, 3, 100])) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
+    assert report.interquartile_mean(np.array([7.0])) == 7.0
+
+
+def test_bootstrap_interval_holds_the_estimate_and_narrows_with_more_seeds():
+    values = np.random.default_rng(1).normal(0, 1, 40)
+    low, high = report.bootstrap_interval(values[:10])
+    assert low < report.interquartile_mean(values[:10]) < high
+    assert np.subtract(*report.bootstrap_interval(values)) > low - high
+
+
+def test_tables_replace_what_stands_between_their_markers(monkeypatch):
+    monkeypatch.setattr(report, "read", lambda name: {})
+    text = "a\n<!-- results:x -->\nold\n<!-- /results -->\nb\n"
+    made = report.with_tables(text)
+    assert made == "a\n<!-- results:x -->\n(not measured yet)\n<!-- /results -->\nb\n"
+    assert report.with_tables(made) == made
+
+
+def test_readme_says_what_the_csvs_say():
+    text = (ROOT / "README.md").read_text()
+    assert report.with_tables(text) == text, "run `python benchmark/report.py`"
+
+
+@pytest.mark.parametrize("suite", run.SUITES)
+def test_every_command_of_every_suite_parses(suite):
+    names = [variant for variant, *_ in run.SUITES[suite]]
+    assert len(names) == len(set(names))
+    for _, script, flags, seeds in run.SUITES[suite]:
+        module = importlib.import_module(script.removesuffix(".py"))
+        args = module.parse_args([*flags, "--seed", str(seeds[0])], module.Args)
+        module.check_args(args)
