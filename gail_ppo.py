@@ -29,6 +29,9 @@ Commands (two CPU cores):
     python gail_ppo.py --reward-source env                  # plain PPO, the baseline
     python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes with the mean action, 100 sampled
     python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped, bit for bit
+
+A resumed run equals the uninterrupted one bit for bit on the CPU with HalfCheetah-v4. Other environments cannot be
+saved: there a resumed run begins new episodes.
 """
 
 import csv

@@ -31,6 +31,9 @@ Commands (two CPU cores):
     python gail_state_seq.py --num-demos 1                      # from one episode of 100 steps
     python gail_state_seq.py --evaluate runs/<run>/policy.pt
     python gail_state_seq.py --resume runs/<run>/checkpoint.pt  # go on where a killed run stopped, bit for bit
+
+A resumed run equals the uninterrupted one bit for bit on the CPU with HalfCheetah-v4. Other environments cannot be
+saved: there a resumed run begins new episodes.
 """
 
 import csv
