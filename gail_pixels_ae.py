@@ -1,0 +1,1544 @@
+"""GAIL from camera frames alone, through an autoencoder, complete in one file.
+
+Expert and policy are known to the learner only as images. A convolutional autoencoder turns each frame into a few
+numbers, and everything else (policy, value, discriminator) works on the latents of the last K frames. Generative
+Adversarial Imitation Learning (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476, equation 17) with PPO (Schulman et
+al. 2017, https://arxiv.org/abs/1707.06347):
+
+    pretrain the autoencoder on the expert's frames and on frames of random actions
+    repeat:  collect a rollout, rendering and encoding each frame once -> update D on the latents of K frames
+             -> reward = how expert-like the K frames after each step are -> GAE -> PPO update on latents
+
+What it does besides, and why:
+
+ 1. The expert's frames are rendered on load from the demonstrations' physics state, by the very code that renders the
+    policy's: the two can differ in nothing but behaviour. The demonstrations' actions, observations and rewards, and
+    the true reward and state, never reach the learner (a test fills them with NaN).
+ 2. One latent a frame, so that each frame is encoded once. Policy and D see the newest latent and the K - 1 *steps*
+    between consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds
+    them late if it has to do the subtraction itself.
+ 3. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
+    end with the one that action t led to. No window looks ahead or spans two episodes.
+ 4. The encoder is frozen after its pretraining: networks that learn from latents lose what they know when the latents'
+    meaning moves. `--faithful` is the arrangement of the document that this script started from: one latent for a
+    stack of K frames, an encoder trained by reconstruction throughout and not pretrained.
+ 5. Reconstruction errors are divided by how much a pixel varies, since a foot's few pixels matter as much as a torso.
+ 6. The camera follows the animal from low down, so that it stands out against the dark sky, and the picture is the red
+    channel, in which the brown animal is bright and the greenish floor is not. The strip of floor shows the speed.
+ 7. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
+
+Commands (two CPU cores):
+
+    python gail_pixels_ae.py                               # K = 4, policy on latents
+    python gail_pixels_ae.py --frame-stack 4 --cuda        # the same on a GPU
+    python gail_pixels_ae.py --policy-obs state --total-timesteps 1000000   # reward from pixels, policy on the state
+    python gail_pixels_ae.py --reward-source env           # PPO with the true reward on latents: is the view enough?
+    python gail_pixels_ae.py --faithful
+    python gail_pixels_ae.py --evaluate runs/<run>/policy.pt
+    python gail_pixels_ae.py --resume runs/<run>/checkpoint.pt
+
+A resumed run equals the uninterrupted one bit for bit on the CPU, at the same number of threads.
+"""
+
+import csv
+import dataclasses
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import typing
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from mujoco.batch import Batch
+from tqdm import tqdm
+
+FORMAT_VERSION = 1
+REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
+OBS_CLIP = 10.0  # standardized inputs are clipped to [-OBS_CLIP, OBS_CLIP]
+CAMERA_DISTANCE, CAMERA_ELEVATION = 2.2, 8.0  # metres and degrees; positive: the camera looks up
+FAITHFUL_AE_STEPS = 8  # autoencoder steps after each rollout with --faithful
+
+
+@dataclass
+class Args:
+    exp_name: str = "gail_pixels_ae"
+    """name of the experiment, the first part of the run's name"""
+    seed: int = 1
+    """seed of everything random: networks, environments, minibatches, choice of demonstrations"""
+    env_id: str = "HalfCheetah-v4"
+    """environment id; frames are made for this one alone"""
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
+    """demonstration set (.npz, see data/README.md)"""
+    num_demos: int = 0
+    """use this many demonstrated episodes, drawn by the seed (0: all)"""
+    output_dir: str = "runs"
+    """folder that receives the run's folder"""
+    run_name: str = ""
+    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
+    resume: str = ""
+    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
+    evaluate: str = ""
+    """policy.pt to evaluate instead of training"""
+    eval_interval: int = 50_000
+    """env steps between evaluations (20 episodes with the mean action)"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, with the mean action and again with sampled ones"""
+    checkpoint_interval: int = 100_000
+    """env steps between checkpoints"""
+    capture_video: bool = True
+    """write a GIF of the policy beside the expert at the end"""
+    track: bool = False
+    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
+    wandb_project_name: str = "gail"
+    """Weights & Biases project"""
+    wandb_entity: str = ""
+    """Weights & Biases team (default: yours)"""
+    cuda: bool = False
+    """run the networks on the GPU; frames are kept there as uint8"""
+    threads: int = 0
+    """threads that step the physics, render and run the networks (0: one a core)"""
+
+    total_timesteps: int = 3_000_000
+    """environment steps of the whole run; each is one frame, those of pretraining included"""
+    num_envs: int = 64
+    """parallel environments (N)"""
+    num_steps: int = 100
+    """steps per environment and rollout (T)"""
+    learning_rate: float = 1e-3
+    """Adam step size of policy and value"""
+    anneal_lr: bool = True
+    """let that step size fall linearly to zero over the run"""
+    gamma: float = 0.97
+    """discount factor"""
+    gae_lambda: float = 0.9
+    """lambda of generalized advantage estimation"""
+    num_minibatches: int = 10
+    """minibatches per epoch of the PPO update"""
+    update_epochs: int = 6
+    """epochs of the PPO update over each rollout"""
+    norm_adv: bool = True
+    """normalize advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """clipping of the probability ratio"""
+    clip_vloss: bool = False
+    """clip the value's change as well"""
+    ent_coef: float = 0.0
+    """weight of the policy's entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradient norm at which PPO's gradients are cut"""
+    target_kl: float = 0.0
+    """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
+    hidden_size: int = 256
+    """width of the two hidden layers of policy and value"""
+
+    reward_source: Literal["gail", "env"] = "gail"
+    """what PPO maximizes: the discriminator's reward, or the environment's (is what the policy sees enough?)"""
+    reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
+    """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
+    normalize_reward: bool = True
+    """divide the reward by its running standard deviation and subtract its running mean"""
+    center_reward: bool = True
+    """subtract the mean when normalizing; turn off where episodes can end early"""
+
+    disc_loss: Literal["bce", "wgan"] = "bce"
+    """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
+    disc_learning_rate: float = 1e-3
+    """Adam step size of the discriminator"""
+    disc_steps: int = 20
+    """minibatch steps of the discriminator per rollout"""
+    disc_batch_size: int = 256
+    """expert windows of K frames, and as many of the policy's, in a discriminator minibatch"""
+    disc_hidden_size: int = 128
+    """width of the two hidden layers of the discriminator"""
+    grad_penalty_coef: float = 0.1
+    """weight of the discriminator's gradient penalty"""
+    disc_ent_coef: float = 0.0
+    """weight of the entropy bonus on the discriminator's output"""
+    spectral_norm: bool = False
+    """spectral normalization of the discriminator's layers"""
+
+    frame_stack: int = 4
+    """frames that policy and discriminator see at once (K)"""
+    image_size: int = 64
+    """height and width of a frame in pixels"""
+    latent_dim: int = 32
+    """numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful"""
+    policy_obs: Literal["latent", "state"] = "latent"
+    """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""
+    faithful: bool = False
+    """one latent a stack, encoder trained by reconstruction throughout, no pretraining: the document's arrangement"""
+    pretrain_frames: int = 6_400
+    """frames of random actions for pretraining the autoencoder; they count as steps"""
+    pretrain_steps: int = 2_500
+    """autoencoder steps before the first rollout"""
+    ae_batch_size: int = 256
+    """frames in an autoencoder minibatch, half the expert's and half the policy's"""
+    ae_learning_rate: float = 1e-3
+    """Adam step size of the autoencoder"""
+
+
+class UserError(Exception):
+    """A user's mistake: shown as one sentence, exit code 2."""
+
+
+def parse_args(argv: list[str], args_type):
+    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
+    classes = typing.get_args(args_type) or (args_type,)
+    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
+    rewritten = []
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if arg.startswith("--") and name in booleans and value in ("True", "False"):
+            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
+        rewritten.append(arg)
+    args = tyro.cli(args_type, args=rewritten)
+    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
+        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
+    return args
+
+
+def check_args(args: Args) -> None:
+    """Raise UserError for a setting out of range, before anything is written."""
+    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
+    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
+    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "frame_stack", "latent_dim"]
+    positive += ["ae_learning_rate", "pretrain_frames"]
+    not_negative = ["seed", "num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
+    not_negative += ["disc_ent_coef", "pretrain_steps"]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
+    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
+    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    require_range(args, ["image_size"], "of 16 or more that divides by 8", lambda x: x >= 16 and x % 8 == 0)
+    require_range(args, ["ae_batch_size"], "of 2 or more that is even", lambda x: x >= 2 and x % 2 == 0)
+    rollout = args.num_envs * args.num_steps
+    if 2 * args.num_minibatches > rollout:
+        raise UserError(
+            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
+            "(num-envs x num-steps) and a minibatch needs two; lower it."
+        )
+    needed = rollout + pretraining_frames(args)
+    if args.total_timesteps < needed:
+        raise UserError(
+            f"--total-timesteps is {args.total_timesteps}, less than the pretraining's frames and one rollout, "
+            f"{needed} together; raise it."
+        )
+    if args.env_id != "HalfCheetah-v4":
+        raise UserError(f"--env-id is {args.env_id}, but frames are made for HalfCheetah-v4 alone; leave the flag out.")
+
+
+def pretraining_frames(args: Args) -> int:
+    """Frames of random actions that the run begins with."""
+    return args.pretrain_frames if args.pretrain_steps and not args.faithful else 0
+
+
+def require_range(args, names: list[str], expected: str, accepts) -> None:
+    """Raise UserError unless every named number in args is finite and accepted."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accepts(value)):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
+
+
+def select_device(cuda: bool) -> torch.device:
+    """The device asked for; an error rather than a silent fallback when there is no GPU."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError(
+            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# Demonstrations
+
+
+@dataclass
+class Demos:
+    """E demonstrated episodes, L steps in all. What a file may lack is None."""
+
+    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
+    terminated: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool
+    lengths: np.ndarray  # (E,) int64, steps of each episode
+    metadata: dict
+    actions: np.ndarray | None = None  # (L, A) float32, as executed
+    rewards: np.ndarray | None = None  # (L,) float32
+    qpos: np.ndarray | None = None  # (L + E, nq) float64
+    qvel: np.ndarray | None = None  # (L + E, nv) float64
+
+    @property
+    def obs_before_step(self) -> np.ndarray:
+        """(L, O): the observation each action answered, i.e. all but the final ones."""
+        final = np.cumsum(self.lengths + 1) - 1
+        return np.delete(self.observations, final, axis=0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
+        if self.rewards is None:
+            return np.full(len(self.lengths), np.nan)
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+
+def load_demos(
+    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
+) -> Demos:
+    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
+
+    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
+    """
+    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+        metadata = json.loads(str(fields.pop("metadata")[()]))
+    except FileNotFoundError:
+        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(
+            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
+        ) from None
+
+    for name in {"observations", "terminated", "truncated", "lengths", *required}:
+        if name not in fields:
+            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
+    if env_id and metadata.get("env_id") != env_id:
+        raise UserError(
+            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
+        )
+    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
+    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
+        raise UserError(
+            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
+        )
+    lengths = fields["lengths"]
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
+        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    episodes, steps = len(lengths), int(lengths.sum())
+    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
+    for name, count in rows.items():
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
+        if name in ("observations", *required) and not np.isfinite(array).all():
+            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+    if not 0 <= num_demos <= episodes:
+        raise UserError(
+            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
+        )
+
+    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
+    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
+    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
+    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
+
+
+# Environment
+
+
+class BatchHalfCheetah:
+    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
+    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
+
+    frame_skip = 5
+    reset_noise = 0.1
+    control_cost = 0.1
+
+    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
+        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
+        self.dt = self.frame_skip * self.model.opt.timestep
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.rng = np.random.default_rng(seed)
+
+    def observe(self) -> np.ndarray:
+        """(N, O) float64: all positions but the root's x, then all velocities."""
+        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Start new episodes in the given simulations (None: all); returns all observations."""
+        ids = np.arange(self.num_envs) if ids is None else ids
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
+        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
+        self.elapsed[ids] = 0
+        return self.observe()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
+
+        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
+        """
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=self.frame_skip)
+        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
+        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        next_obs = final_obs = self.observe()
+        if truncated.any():
+            next_obs = self.reset(np.flatnonzero(truncated))
+        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
+
+    def state_dict(self) -> dict:
+        """Everything the simulations need to go on bit for bit, warm starts included."""
+        state = torch.from_numpy(self.batch.state.copy())
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.batch.state[:] = saved["state"].numpy()
+        self.elapsed[:] = saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+class FilmedHalfCheetah(BatchHalfCheetah):
+    """Keeps the positions in which ended episodes stopped, so that their last frame can be rendered."""
+
+    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
+        self.qpos_before_reset = self.qpos.copy()
+        return super().reset(ids)
+
+
+# Rendering: the same code makes the expert's frames and the policy's
+
+
+def headless_backend() -> str:
+    """ "egl" where it works, else "osmesa"; each is tried in a child process, since a failed attempt cannot be undone.
+    MUJOCO_GL is obeyed if it names one of them. Raises UserError where none works."""
+    wanted = os.environ.get("MUJOCO_GL", "")
+    for backend in (wanted,) if wanted in ("egl", "osmesa") else ("egl", "osmesa"):
+        probe = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
+        environment = os.environ | {"MUJOCO_GL": backend}
+        if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
+            return backend
+    raise UserError(
+        f"no headless OpenGL here, tried {wanted if wanted in ('egl', 'osmesa') else 'egl and osmesa'}; install the "
+        "Debian packages libegl1, libegl-mesa0 and libgl1-mesa-dri, or libosmesa6."
+    )
+
+
+class Renderer:
+    """Pictures of simulation states, on several threads. MuJoCo's C calls release the GIL, so threads do as well as
+    processes and write into one array. An OpenGL context belongs to a thread: each thread makes its own."""
+
+    def __init__(self, size: int, threads: int):
+        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
+        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        mujoco.set_mju_user_warning(None)
+        # What costs time and is not needed to see the animal goes. MuJoCo's defaults give 37 frames/s in software;
+        # without shadow map, multisampling, reflections, skybox and haze 1,000; with coarser capsules 2,900.
+        quality = self.model.vis.quality
+        quality.shadowsize = quality.offsamples = 0
+        quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
+        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = size
+        self.size, self.backend = size, headless_backend()
+        self.pools = [ThreadPoolExecutor(1) for _ in range(threads)]
+        self.local = threading.local()
+
+    def setup(self) -> None:
+        """Once a thread, before its first picture."""
+        local, model = self.local, self.model
+        local.data, local.option = mujoco.MjData(model), mujoco.MjvOption()
+        local.gl = importlib.import_module(f"mujoco.{self.backend}").GLContext(self.size, self.size)
+        local.gl.make_current()
+        local.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, local.context)
+        local.scene = mujoco.MjvScene(model, 100)
+        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
+            local.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
+        local.camera = mujoco.MjvCamera()
+        local.camera.type, local.camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, model.body("torso").id
+        local.camera.distance, local.camera.azimuth, local.camera.elevation = CAMERA_DISTANCE, 90.0, CAMERA_ELEVATION
+
+    def work(self, qpos: np.ndarray, frames: np.ndarray) -> None:
+        if not hasattr(self.local, "camera"):
+            self.setup()
+        local, model, everything = self.local, self.model, mujoco.mjtCatBit.mjCAT_ALL
+        rect, rgb = mujoco.MjrRect(0, 0, self.size, self.size), np.empty((self.size, self.size, 3), np.uint8)
+        for i in range(len(qpos)):
+            local.data.qpos[:] = qpos[i]
+            # After a step MuJoCo's derived fields lag one substep: what the camera sees is always made anew from qpos.
+            mujoco.mj_kinematics(model, local.data)
+            mujoco.mj_comPos(model, local.data)
+            mujoco.mj_camlight(model, local.data)
+            mujoco.mjv_updateScene(model, local.data, local.option, None, local.camera, everything, local.scene)
+            mujoco.mjr_render(rect, local.scene, local.context)
+            mujoco.mjr_readPixels(rgb, None, rect, local.context)
+            frames[i] = rgb[::-1, :, 0]  # OpenGL's rows go up; red sets the brown animal off from the greenish floor
+
+    def __call__(self, qpos: np.ndarray) -> np.ndarray:
+        """qpos (N, nq) -> frames (N, H, W) uint8; the same picture for the same qpos in any thread and order."""
+        frames = np.empty((len(qpos), self.size, self.size), np.uint8)
+        parts = zip(self.pools, np.array_split(qpos, len(self.pools)), np.array_split(frames, len(self.pools)))
+        for job in [pool.submit(self.work, states, part) for pool, states, part in parts]:
+            job.result()
+        return frames
+
+
+# Networks
+
+
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        last = i == len(sizes) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, activation()]
+    return nn.Sequential(*layers)
+
+
+class Agent(nn.Module):
+    """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
+    observations (B, O)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
+        self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
+
+
+def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
+    z = (action - mean) * torch.exp(-log_std)
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+
+
+def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class Discriminator(nn.Module):
+    """Logit of 'this is the expert's': (B, X) standardized input -> (B,). Under WGAN it is the critic's score."""
+
+    def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: torch.Generator):
+        super().__init__()
+        self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+        if spectral_norm:
+            for i, layer in enumerate(self.net):
+                if isinstance(layer, nn.Linear):
+                    self.net[i] = nn.utils.parametrizations.spectral_norm(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).squeeze(-1)
+
+
+# The autoencoder and its latents
+
+
+class Autoencoder(nn.Module):
+    """Two strided convolutions and a linear layer to Z latents, bounded by LayerNorm and tanh; back again by sub-pixel
+    convolutions (Shi et al. 2016). Few, wide strides cost a third of a stack of small ones at the same error.
+    Works on frames minus a mean frame; C is 1, or K with --faithful."""
+
+    def __init__(self, channels: int, size: int, latent_dim: int):
+        super().__init__()
+        side = size // 8
+        self.register_buffer("mean_frame", torch.zeros(size, size))  # in [0, 1]
+        self.register_buffer("weight", torch.ones(size, size))  # of each pixel's squared error, 1 on average
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, stride=4, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * side * side, latent_dim),
+            nn.LayerNorm(latent_dim),
+            nn.Tanh(),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 32 * side * side),
+            nn.ReLU(),
+            nn.Unflatten(1, (32, side, side)),
+            nn.Conv2d(32, 32 * 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.ReLU(),
+            nn.Conv2d(32, channels * 16, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+
+    def set_reference(self, frames: torch.Tensor, weighted: bool) -> None:
+        """Take mean frame and pixel weights from uint8 frames (B, H, W)."""
+        pixels = frames.float() / 255
+        self.mean_frame.copy_(pixels.mean(0))
+        if weighted:
+            weight = 1 / (pixels.std(0) + 0.03)  # still pixels count too: a new policy may move there
+            self.weight.copy_(weight / weight.mean())
+
+    def center(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, H, W) -> float around 0."""
+        return frames.float() / 255 - self.mean_frame
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, H, W) -> latents (B, Z) in [-1, 1]."""
+        return self.encoder(self.center(frames))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, Z) -> centered frames (B, C, H, W)."""
+        return self.decoder(latents)
+
+    def loss(self, frames: torch.Tensor) -> torch.Tensor:
+        """Weighted squared error of the reconstruction, ()."""
+        return ((self.decode(self.encode(frames)) - self.center(frames)).square() * self.weight).mean()
+
+
+@torch.no_grad()
+def encode_all(autoencoder: Autoencoder, frames: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, C, H, W) -> (B, Z), in pieces that fit the cache."""
+    return torch.cat([autoencoder.encode(part) for part in frames.split(256)])
+
+
+def update_autoencoder(
+    autoencoder: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    expert: torch.Tensor,
+    policy: torch.Tensor,
+    num_steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    description: str = "",
+) -> dict[str, float]:
+    """num_steps steps on minibatches of half expert, half policy frames (uint8, (B, C, H, W)); returns what to log."""
+    log, device = [], expert.device
+    # bfloat16 halves the time. It is for training alone: it would drown the small steps between latents of one episode.
+    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for _ in tqdm(range(num_steps), desc=description, disable=None if description else True):
+        picks = [x[torch.randint(len(x), (batch_size // 2,), generator=generator).to(device)] for x in (expert, policy)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            losses = [autoencoder.loss(frames) for frames in picks]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        log.append(torch.stack(losses).detach())
+    return dict(zip(("ae/recon_expert", "ae/recon_policy"), torch.stack(log).mean(0).tolist()))
+
+
+def latent_steps(latents: torch.Tensor) -> torch.Tensor:
+    """Latents of K frames (..., K, Z), oldest first -> what policy and D see (..., K * Z): the K - 1 steps between
+    consecutive latents, then the newest."""
+    return torch.cat([latents.diff(dim=-2), latents[..., -1:, :]], dim=-2).flatten(-2)
+
+
+def look_at_expert(
+    autoencoder: Autoencoder, views: torch.Tensor, windows: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """What the networks see of the expert (L + E, D), standardized, with the encoder as it is now, and the (mean, std)
+    to standardize the policy's latents with. views (L + E, C, H, W) uint8; windows (L + E, K), or (L + E, 1) if C = K."""
+    seen = latent_steps(encode_all(autoencoder, views)[windows])
+    statistics = (seen.mean(0), seen.std(0) + 1e-3)
+    return standardize(seen, *statistics), statistics
+
+
+def window_rows(lengths: np.ndarray, frame_stack: int) -> np.ndarray:
+    """Rows of the K frames that each observation of a demonstration set ends, (L + E, K), oldest first; an episode's
+    first frame is repeated where there are too few."""
+    first = np.repeat(np.cumsum(lengths + 1) - (lengths + 1), lengths + 1)
+    return np.maximum(np.arange(len(first))[:, None] + np.arange(1 - frame_stack, 1), first[:, None])
+
+
+# The algorithm, as pure functions
+
+
+def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
+    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy; mix is (B, 1) (Gulrajani 2017, eq. 3)."""
+    x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    return (grad.norm(dim=-1) - 1).square().mean()
+
+
+def discriminator_loss(
+    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
+
+    bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
+    wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
+    """
+    if kind == "bce":
+        loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+    else:
+        loss = policy_logit.mean() - expert_logit.mean()
+    logits = torch.cat([expert_logit, policy_logit])
+    entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
+    return loss - ent_coef * entropy, entropy
+
+
+def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+    """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
+    logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
+    if form == "softplus":
+        return F.softplus(logit)  # -log(1 - D)
+    return logit if form == "logit" else F.logsigmoid(logit)  # log D - log(1 - D), or log D
+
+
+class RewardNormalizer:
+    """Normalizes rewards by the mean and standard deviation of all rewards of the last `window` rollouts."""
+
+    def __init__(self, window: int | None = REWARD_WINDOW):
+        self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
+
+    def update(self, rewards: torch.Tensor) -> None:
+        rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
+        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        mean, square = np.mean(self.moments, axis=0)
+        return float(mean), math.sqrt(max(square - mean**2, 0.0))
+
+    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
+        mean, std = self.mean_std
+        return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
+
+    def state_dict(self) -> dict:
+        return {"moments": list(self.moments)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.moments.extend(tuple(pair) for pair in saved["moments"])
+
+
+def compute_gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    next_values: torch.Tensor,
+    terminated: torch.Tensor,
+    ended: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
+
+    next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
+    only a terminated one from nothing; `ended` (terminated or truncated) keeps the sum within its episode.
+    Returns advantages and returns (advantages + values).
+    """
+    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
+    advantages = torch.empty_like(rewards)
+    running = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages, advantages + values
+
+
+def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
+
+
+def ppo_value_loss(
+    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
+) -> torch.Tensor:
+    """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
+    loss = (value - returns).square()
+    if clip_coef is not None:
+        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return 0.5 * loss.mean()
+
+
+# The training loop's named steps
+
+
+@dataclass
+class Rollout:
+    """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
+
+    obs: torch.Tensor  # (T, N, O)
+    next_obs: torch.Tensor  # (T, N, O)
+    actions: torch.Tensor  # (T, N, A) as sampled: what PPO's ratio is about
+    executed_actions: torch.Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
+    log_probs: torch.Tensor  # (T, N)
+    env_rewards: torch.Tensor  # (T, N)
+    terminated: torch.Tensor  # (T, N) bool
+    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+
+
+class PixelCollector:
+    """Steps the environments, renders and encodes each frame once, and keeps what lasts from one rollout to the next.
+
+    The autoencoder reads a view: the newest frame alone (C = 1), whose latent joins those of the K - 1 frames before
+    it, or with --faithful all K frames (C = K), for one latent.
+    """
+
+    def __init__(self, envs: FilmedHalfCheetah, renderer: Renderer, autoencoder: Autoencoder, args: Args, device):
+        self.envs, self.renderer, self.autoencoder, self.device = envs, renderer, autoencoder, device
+        self.faithful, self.frame_stack, self.policy_obs = args.faithful, args.frame_stack, args.policy_obs
+        self.state = envs.reset()  # (N, O) float64
+        self.frames = self.first_frames(envs.qpos)  # (N, K, H, W) uint8, oldest first
+        self.episode_return = np.zeros(envs.num_envs)
+        self.finished: deque[float] = deque(maxlen=100)  # returns of the latest episodes
+
+    def render(self, qpos: np.ndarray) -> torch.Tensor:
+        """(N, nq) -> (N, H, W) uint8 on the device."""
+        return torch.from_numpy(self.renderer(qpos)).to(self.device)
+
+    def first_frames(self, qpos: np.ndarray) -> torch.Tensor:
+        """(N, nq) -> (N, K, H, W): an episode begins with its first frame repeated."""
+        return self.render(qpos)[:, None].repeat(1, self.frame_stack, 1, 1)
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """(N, K, H, W) -> the latents of every frame (N, K, Z), or with --faithful of each stack (N, 1, Z)."""
+        views = frames if self.faithful else frames.flatten(0, 1)[:, None]
+        return encode_all(self.autoencoder, views).unflatten(0, (len(frames), -1))
+
+    @torch.no_grad()
+    def rollout(
+        self, agent: Agent, statistics: dict, num_steps: int, generator: torch.Generator, sampled: bool = True
+    ) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+        """Act num_steps times in every environment, with sampled actions or their means; statistics holds the
+        (mean, std) of "latent" and of "state". Also returns what each step led to, before any reset: what D judges
+        (T, N, D), standardized, and the views (T, N, C, H, W) uint8."""
+        envs, steps = self.envs, []
+        std = agent.log_std.exp() * sampled
+        noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
+
+        def look(latents: torch.Tensor) -> torch.Tensor:
+            return standardize(latent_steps(latents), *statistics["latent"])
+
+        def observe(seen: torch.Tensor, state: np.ndarray) -> torch.Tensor:
+            if self.policy_obs == "latent":
+                return seen
+            return standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
+
+        latents = self.encode(self.frames)
+        for t in range(num_steps):
+            obs = observe(look(latents), self.state)
+            mean = agent.actor_mean(obs)
+            action = mean + std * noise[t]
+            executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
+            self.state, reward, terminated, truncated, final_state = envs.step(executed)
+            ended = terminated | truncated
+
+            frames = self.render(envs.qpos_before_reset if ended.any() else envs.qpos)
+            self.frames = torch.cat([self.frames[:, 1:], frames[:, None]], dim=1)
+            view = self.frames if self.faithful else frames[:, None]
+            newest = encode_all(self.autoencoder, view)[:, None]
+            latents = torch.cat([latents[:, 1:], newest], dim=1)
+            seen = look(latents)
+            tensors = (obs, observe(seen, final_state), action, gaussian_log_prob(action, mean, agent.log_std))
+            steps.append((*tensors, seen, view, executed, reward, terminated, ended))
+
+            if ended.any():
+                ids = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
+                self.frames[ids] = self.first_frames(envs.qpos[ended])
+                latents[ids] = self.encode(self.frames[ids])
+            self.episode_return += reward
+            self.finished.extend(self.episode_return[ended].tolist())
+            self.episode_return[ended] = 0.0
+        columns = list(zip(*steps))
+        obs, next_obs, action, log_prob, seen, views = (torch.stack(column) for column in columns[:6])
+        executed, reward, terminated, ended = (
+            torch.as_tensor(np.stack(column)).to(self.device) for column in columns[6:]
+        )
+        rollout = Rollout(obs, next_obs, action, executed.float(), log_prob, reward.float(), terminated, ended)
+        return rollout, seen, views
+
+    def state_dict(self) -> dict:
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("state", "episode_return")}
+        arrays |= {"frames": self.frames.cpu(), "finished": list(self.finished), "envs": self.envs.state_dict()}
+        return arrays
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.state, self.episode_return = saved["state"].numpy(), saved["episode_return"].numpy()
+        self.frames = saved["frames"].to(self.device)
+        self.finished.extend(saved["finished"])
+        self.envs.load_state_dict(saved["envs"])
+
+
+def random_frames(args: Args, renderer: Renderer, max_episode_steps: int) -> torch.Tensor:
+    """Frames of uniformly random actions (pretrain_frames, H, W) uint8: what a policy that knows nothing shows."""
+    seed = args.seed + 40_000
+    envs, rng = FilmedHalfCheetah(args.num_envs, max_episode_steps, seed, 1), np.random.default_rng(seed)
+    envs.reset()
+    frames = []
+    for _ in range(math.ceil(args.pretrain_frames / args.num_envs)):
+        frames.append(renderer(envs.qpos))
+        envs.step(rng.uniform(envs.action_low, envs.action_high, (args.num_envs, envs.action_dim)))
+    return torch.from_numpy(np.concatenate(frames)[: args.pretrain_frames])
+
+
+def update_discriminator(
+    disc: Discriminator,
+    optimizer: torch.optim.Optimizer,
+    expert: torch.Tensor,
+    policy: torch.Tensor,
+    args: Args,
+    num_steps: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """num_steps minibatch steps on expert (L, X) and policy (B, X) inputs; returns the means of what to log."""
+    log = []
+    for _ in range(num_steps):
+        size, device = args.disc_batch_size, expert.device
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
+        expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
+        penalty = torch.zeros((), device=device)
+        if args.grad_penalty_coef > 0:
+            mix = torch.rand((size, 1), generator=generator).to(device)
+            penalty = gradient_penalty(disc, expert_x, policy_x, mix)
+        optimizer.zero_grad()
+        (loss + args.grad_penalty_coef * penalty).backward()
+        optimizer.step()
+        with torch.no_grad():
+            probs = [torch.sigmoid(expert_logit).mean(), torch.sigmoid(policy_logit).mean()]
+            accuracies = [(expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()]
+            log.append(torch.stack([loss, *probs, *accuracies, penalty, entropy]))
+    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty", "entropy")
+    return {f"disc/{name}": value for name, value in zip(names, torch.stack(log).mean(0).tolist())}
+
+
+def compute_rewards(
+    rollout: Rollout, logit: torch.Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
+    sources = {"env": rollout.env_rewards}
+    log = {"reward/env_mean": rollout.env_rewards.mean().item()}
+    if logit is not None:
+        sources["gail"] = logit if args.disc_loss == "wgan" else imitation_reward(logit, args.reward_form)
+        log["reward/gail_mean"] = sources["gail"].mean().item()
+        log["reward/gail_std"] = sources["gail"].std().item()
+    total = torch.zeros_like(rollout.env_rewards)
+    for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
+        normalizers[name].update(sources[name])
+        if args.normalize_reward or args.reward_source == "combined":
+            total += normalizers[name].normalize(sources[name], args.center_reward)
+        else:
+            total += sources[name]
+    return total, log | {"reward/total_mean": total.mean().item()}
+
+
+def update_policy(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rewards: torch.Tensor,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
+    with torch.no_grad():
+        values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
+        advantages, returns = compute_gae(
+            rewards, values, next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+        )
+        explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
+    flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
+    parameters = list(agent.parameters())
+    log = []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
+        for minibatch in order.tensor_split(args.num_minibatches):
+            obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
+            log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
+            if args.norm_adv:
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+            value_clip = args.clip_coef if args.clip_vloss else None
+            value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
+            entropy = gaussian_entropy(agent.log_std)
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
+                clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
+                log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
+        if args.target_kl > 0 and approx_kl.item() > args.target_kl:
+            break
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+    means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
+    return {f"losses/{name}": value for name, value in means.items()}
+
+
+# Diagnostics and evaluation
+
+
+def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """How far two samples (n, D) and (m, D) are apart: 2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013), on at
+    most 1,000 of each; 0 for one distribution. It needs no discriminator, so it means the same throughout a run."""
+    x, y = (z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()] for z in (x, y))
+    return (2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()).item()
+
+
+def probe_state(latents: torch.Tensor, states: torch.Tensor, lengths: np.ndarray) -> float:
+    """How well the true state (L + E, O) follows linearly from what policy and D see (L + E, D), for the log alone:
+    mean R^2 on the second half of the episodes of a ridge regression on the first; NaN for a single episode."""
+    half = int((lengths[: len(lengths) // 2] + 1).sum())
+    if half == 0 or not states.isfinite().all():
+        return math.nan
+    x = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).double().cpu()
+    y = ((states - states.mean(0)) / (states.std(0) + 1e-6)).double()
+    ridge = 1e-3 * half * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(x[:half].T @ x[:half] + ridge, x[:half].T @ y[:half])
+    residual = (y[half:] - x[half:] @ weights).square().sum(0)
+    return (1 - residual / (y[half:] - y[half:].mean(0)).square().sum(0)).mean().item()
+
+
+def signs_of_collapse(recent: list[dict], action_std: float, recon_policy: list[float]) -> dict[str, str]:
+    """What the log says went wrong -> the likely cause. recent: rows of the last rollouts; recon_policy: reconstruction
+    errors on the policy's frames so far."""
+    found = {}
+    if len(recent) >= 20 and all(
+        min(row.get("disc/expert_acc", 0), row.get("disc/policy_acc", 0)) > 0.99 for row in recent
+    ):
+        cause = "it has more capacity than the policy can follow: raise --grad-penalty-coef or lower --disc-steps"
+        found[f"the discriminator has told every window apart for {len(recent)} rollouts"] = cause
+    if len(recon_policy) >= 3 and min(recon_policy[-3:]) > 2 * min(recon_policy):
+        cause = "the policy shows what the encoder has not seen: raise --pretrain-steps or --pretrain-frames"
+        found["the reconstruction error on the policy's frames has doubled"] = cause
+    if action_std < 0.05:
+        cause = "exploration has ended: lower --learning-rate or set --ent-coef"
+        found[f"the action's standard deviation has fallen to {action_std:.3f}"] = cause
+    return found
+
+
+def evaluate(
+    policy: dict, renderer: Renderer, episodes: int, sampled: bool, seed: int, threads: int, device: torch.device
+) -> tuple[np.ndarray, torch.Tensor]:
+    """True returns (episodes,) of fresh episodes with the mean action or sampled ones, and what they showed (B, D).
+
+    policy is what `load_policy` returns; environments and random numbers are the evaluation's own.
+    """
+    envs = FilmedHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
+    collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["args"], device)
+    generator, steps = torch.Generator().manual_seed(seed), policy["max_episode_steps"]
+    rollout, seen, _ = collector.rollout(policy["agent"], policy["statistics"], steps, generator, sampled)
+    return rollout.env_rewards.double().sum(0).cpu().numpy(), seen.flatten(0, 1)
+
+
+def export_policy(policy: dict) -> dict:
+    """The content of policy.pt from what `load_policy` returns: it needs its eyes, so encoder and settings go along."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "pixels",
+        "args": dataclasses.asdict(policy["args"]),
+        "agent": policy["agent"].state_dict(),
+        "autoencoder": policy["autoencoder"].state_dict(),
+        "statistics": policy["statistics"],
+        "max_episode_steps": policy["max_episode_steps"],
+    }
+
+
+def load_policy(content: dict, device: torch.device) -> dict:
+    """The networks of a policy.pt, ready for `evaluate`."""
+    args = Args(**content["args"])
+    autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, args.image_size, args.latent_dim)
+    autoencoder.load_state_dict(content["autoencoder"])
+    weights = content["agent"]
+    hidden_size, obs_dim = weights["actor_mean.0.weight"].shape
+    agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, torch.Generator())
+    agent.load_state_dict(weights)
+    statistics = {name: tuple(x.to(device) for x in pair) for name, pair in content["statistics"].items()}
+    networks = {"agent": agent.to(device), "autoencoder": autoencoder.to(device)}
+    return networks | {"args": args, "statistics": statistics, "max_episode_steps": content["max_episode_steps"]}
+
+
+# Files of a run
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_saved(path: str, flag: str, expected: dict) -> dict:
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
+    entries."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
+        ) from None
+    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
+        found = content.get(key) if isinstance(content, dict) else None
+        if found != value:
+            raise UserError(
+                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
+            )
+    return content
+
+
+class MetricsLogger:
+    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
+    written after its checkpoint, so that the file has neither gap nor repeat."""
+
+    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
+        path = run_dir / "metrics.csv"
+        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
+            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
+        try:
+            self.file = open(path, "a", newline="")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
+        self.writer = csv.DictWriter(self.file, columns)
+        if saved:
+            self.file.truncate(saved["offset"])
+        else:
+            self.writer.writeheader()
+        self.wandb = None
+        if args.track:
+            import wandb
+
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name,
+                    entity=args.wandb_entity or None,
+                    name=run_dir.name,
+                    id=saved["wandb_id"] if saved else None,
+                    resume="allow",
+                    dir=str(run_dir),
+                    config=dataclasses.asdict(args),
+                )
+            except Exception as error:  # W&B fails in many ways
+                message = str(error).splitlines()[0]
+                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+            self.wandb.define_metric("*", step_metric="global_step")
+
+    def write(self, row: dict) -> None:
+        self.writer.writerow(row)
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(row)
+
+    def state_dict(self) -> dict:
+        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+COLUMNS = """global_step charts/episodic_return charts/SPS charts/learning_rate
+losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
+disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
+reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
+ae/recon_policy ae/recon_expert ae/recon_heldout ae/probe_r2
+eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert eval/latent_distance
+time/rollout time/discriminator time/update time/autoencoder""".split()
+
+
+def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
+    """curves.png: return, discriminator outputs and distance to the expert over environment steps, from metrics.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def draw(ax, name: str, **style) -> None:
+        points = [(int(row["global_step"]), float(row[name])) for row in rows if row[name]]
+        if points:
+            ax.plot(*zip(*points), **style)
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
+    draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
+    left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
+    left.axhline(expert_mean, color="black", linestyle=":", label="expert (mean action)")
+    left.set(xlabel="frames", ylabel="true return of an episode", title="Return")
+    left.legend(loc="lower right")
+    draw(middle, "disc/expert_prob", label="on demonstrations", color="tab:red")
+    draw(middle, "disc/policy_prob", label="on the policy", color="tab:blue")
+    middle.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
+    middle.set(xlabel="frames", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
+    middle.legend(loc="upper right")
+    draw(right, "eval/latent_distance", color="tab:blue", marker=".")
+    right.set(xlabel="frames", ylabel="energy distance", ylim=(0, None), title="Policy's latents to the expert's")
+    figure.savefig(run_dir / "curves.png", dpi=120)
+    plt.close(figure)
+
+
+def picture_reconstructions(autoencoder: Autoencoder, expert: torch.Tensor, policy: torch.Tensor, path: Path) -> None:
+    """A PNG of frames, reconstructions and differences: four views (B, C, H, W) of the expert, four of the policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(3, 8, figsize=(12, 5), layout="constrained")
+    for side, (name, views) in enumerate((("expert", expert), ("policy", policy))):
+        views = views[torch.linspace(0, len(views) - 1, 4).long().to(views.device)]
+        with torch.no_grad():
+            truth = autoencoder.center(views)[:, -1]
+            guess = autoencoder.decode(autoencoder.encode(views))[:, -1]
+        for i in range(4):
+            column = axes[:, 4 * side + i]
+            pictures = (truth[i] + autoencoder.mean_frame, guess[i] + autoencoder.mean_frame, (guess - truth)[i])
+            for ax, picture, style in zip(column, pictures, ("gray", "gray", "coolwarm")):
+                ax.imshow(
+                    picture.cpu(), cmap=style, vmin=0 if style == "gray" else -0.5, vmax=1 if style == "gray" else 0.5
+                )
+                ax.set(xticks=[], yticks=[])
+            column[0].set_title(name, fontsize="small")
+    for ax, label in zip(axes[:, 0], ("frame", "reconstruction", "difference")):
+        ax.set_ylabel(label)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def record_side_by_side(policy: dict, demos: Demos, renderer: Renderer, path: Path, seed: int, device) -> None:
+    """A GIF of one episode: the expert on the left, the policy with its mean action on the right."""
+    import imageio
+
+    class Camera:
+        """A renderer that keeps the positions it was shown."""
+
+        def __init__(self):
+            self.qpos = []
+
+        def __call__(self, qpos: np.ndarray) -> np.ndarray:
+            self.qpos.append(qpos[:1].copy())
+            return renderer(qpos)
+
+    camera = Camera()
+    evaluate(policy, camera, 1, False, seed, 1, device)
+    large, length = Renderer(192, 1), int(demos.lengths[0])
+    left, right = large(demos.qpos[: length + 1]), large(np.concatenate(camera.qpos)[: length + 1])
+    gap = np.full((len(left), left.shape[1], 4), 255, np.uint8)
+    imageio.mimsave(
+        path, list(np.concatenate([left, gap[: len(left)], right[: len(left)]], axis=2)), duration=50, loop=0
+    )
+
+
+def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
+    """The first env step of two evaluations in a row that reach target; None if there is none."""
+    for (step, value), (_, following) in zip(curve, curve[1:]):
+        if value >= target and following >= target:
+            return step
+    return None
+
+
+def make_run_dir(args) -> Path:
+    """Create <output-dir>/<run-name>/ with config.json in it."""
+    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / name
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    except FileExistsError:
+        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
+        ) from None
+    return run_dir
+
+
+def relative_returns(return_mean: float, demos_mean: float, expert_mean: float) -> dict[str, float]:
+    """A return as a share of the demonstrations' and of the expert's, where the demonstration set tells them."""
+    references = {"eval/vs_demos": demos_mean, "eval/vs_expert": expert_mean}
+    return {name: return_mean / float(x) for name, x in references.items() if math.isfinite(x)}
+
+
+def crossed(step: int, batch_size: int, interval: int) -> bool:
+    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
+    return step // interval > (step - batch_size) // interval
+
+
+def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
+    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        kept = (
+            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
+        )
+        raise UserError(
+            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
+            "lower the learning rates."
+        )
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+def train(args: Args) -> dict:
+    """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
+    resume_path, saved = args.resume, None
+    if resume_path:
+        saved = load_saved(resume_path, "--resume", {"script": "gail_pixels_ae"})
+        args = Args(**saved["args"])
+    check_args(args)
+    device = select_device(args.cuda)
+    demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
+    max_episode_steps, threads = demos.metadata["max_episode_steps"], args.threads or len(os.sched_getaffinity(0))
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
+    renderer = Renderer(args.image_size, threads)
+    torch.set_num_threads(threads)
+    torch.manual_seed(args.seed)  # for the convolutions, whose initialization takes no generator
+    generator = torch.Generator().manual_seed(args.seed)
+
+    # The expert: frames, the rows of the K that end at each, and the views that the autoencoder reads.
+    expert_frames = torch.from_numpy(renderer(demos.qpos)).to(device)  # (L + E, H, W)
+    windows = torch.from_numpy(window_rows(demos.lengths, args.frame_stack)).to(device)  # (L + E, K)
+    first = np.cumsum(demos.lengths + 1) - (demos.lengths + 1)
+    after_action = torch.from_numpy(np.delete(np.arange(len(windows)), first)).to(device)  # (L,) what D sees
+    expert_views = expert_frames[:, None]  # (L + E, C, H, W)
+    if args.faithful:  # one view shows the whole window
+        expert_views, windows = expert_frames[windows], torch.arange(len(windows), device=device)[:, None]
+    kept_out = int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0  # the last episode, for ae/recon_heldout
+    train_views, heldout_views = expert_views[: len(expert_views) - kept_out], expert_views[-max(kept_out, 1) :]
+
+    envs = FilmedHalfCheetah(args.num_envs, max_episode_steps, args.seed, threads)
+    seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
+    obs_dim = seen_dim if args.policy_obs == "latent" else envs.obs_dim
+    autoencoder = Autoencoder(expert_views.shape[1], args.image_size, args.latent_dim).to(device)
+    autoencoder.set_reference(expert_frames, weighted=not args.faithful)
+    autoencoder.to(memory_format=torch.channels_last)
+    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
+    disc = Discriminator(seen_dim, args.disc_hidden_size, args.spectral_norm, generator).to(device)
+    ae_optimizer = torch.optim.Adam(autoencoder.parameters(), lr=args.ae_learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
+    collector = PixelCollector(envs, renderer, autoencoder, args, device)
+    counters = {"iteration": 0, "seconds": 0.0}
+    evaluations: list[tuple[int, float, float, float]] = []  # (frame, mean return, distance to the expert, recon)
+    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    stateful |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector}
+    stateful |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
+
+    if saved:
+        run_dir = Path(resume_path).parent
+        for name, part in stateful.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        counters, evaluations = saved["counters"], [tuple(entry) for entry in saved["evaluations"]]
+    else:
+        run_dir = make_run_dir(args)
+    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+
+    def save_checkpoint() -> None:
+        content = {name: part.state_dict() for name, part in stateful.items()}
+        content |= {"format_version": FORMAT_VERSION, "script": "gail_pixels_ae", "args": dataclasses.asdict(args)}
+        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
+        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+
+    pretraining = pretraining_frames(args)
+    if pretraining and not saved:
+        clock = [time.perf_counter()]
+        views = random_frames(args, renderer, max_episode_steps)[:, None].to(device)
+        steps, size = args.pretrain_steps, args.ae_batch_size
+        update_autoencoder(autoencoder, ae_optimizer, train_views, views, steps, size, generator, "pretraining")
+        counters["seconds"] += time.perf_counter() - clock[0]
+        save_checkpoint()
+
+    policy = {"agent": agent, "autoencoder": autoencoder, "args": args, "max_episode_steps": max_episode_steps}
+    policy["statistics"] = statistics = {}  # mean and standard deviation of the networks' inputs
+    if args.policy_obs == "state":
+        states = torch.as_tensor(demos.observations)
+        statistics["state"] = (states.mean(0).to(device), states.std(0).to(device) + 1e-3)
+
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = (args.total_timesteps - pretraining) // batch_size
+    expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
+    recent, warned = deque(maxlen=20), set()
+    progress = tqdm(
+        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="frame", disable=None
+    )
+    while counters["iteration"] < num_iterations:
+        clock = [time.perf_counter()]
+        iteration = counters["iteration"]
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+
+        rollout, seen, views = collector.rollout(agent, statistics, args.num_steps, generator)
+        views = views.flatten(0, 1)
+        clock.append(time.perf_counter())
+
+        row, logit = {}, None
+        if args.reward_source == "gail":
+            row |= update_discriminator(
+                disc, disc_optimizer, expert[after_action], seen.flatten(0, 1), args, args.disc_steps, generator
+            )
+            with torch.no_grad():
+                logit = disc(seen)
+        rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
+        clock.append(time.perf_counter())
+
+        row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        clock.append(time.perf_counter())
+
+        if args.faithful:  # the encoder changes, and with it what the expert looks like
+            steps, size = FAITHFUL_AE_STEPS, args.ae_batch_size
+            row |= update_autoencoder(autoencoder, ae_optimizer, train_views, views, steps, size, generator)
+            expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
+        clock.append(time.perf_counter())
+
+        counters["iteration"] += 1
+        step = pretraining + counters["iteration"] * batch_size
+        names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
+        row |= dict(zip(names, np.diff(clock).tolist()))
+        row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        if collector.finished:
+            row["charts/episodic_return"] = float(np.mean(collector.finished))
+        if crossed(step, batch_size, args.eval_interval) or counters["iteration"] == num_iterations:
+            returns, shown = evaluate(policy, renderer, 20, False, args.seed + 10_000, threads, device)
+            distance = energy_distance(shown, expert[after_action])
+            with torch.no_grad():
+                for name, x in (("heldout", heldout_views), ("expert", train_views[:256]), ("policy", views[:256])):
+                    row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
+            row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
+            row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+            row |= {"eval/latent_distance": distance} | relative_returns(returns.mean().item(), demos_mean, expert_mean)
+            if distance <= min((entry[2] for entry in evaluations), default=math.inf):
+                save_atomically(export_policy(policy), run_dir / "policy_best.pt")
+            evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
+            picture_reconstructions(autoencoder, heldout_views, views, run_dir / "reconstructions.png")
+            progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+            clock[0] += time.perf_counter() - clock[-1]  # evaluations are left out of the frames per second
+        recent.append(row)
+        signs = signs_of_collapse(list(recent), agent.log_std.exp().mean().item(), [entry[3] for entry in evaluations])
+        for sign in signs.keys() - warned:
+            warned.add(sign)
+            progress.write(f"warning: at frame {step} {sign}; {signs[sign]}.", file=sys.stderr)
+        # The true reward and state are for the log alone, so nothing may hang on them.
+        logged_only = ("charts/", "eval/", "reward/env", "ae/probe")
+        stop_if_not_finite({k: v for k, v in row.items() if not k.startswith(logged_only)}, step, run_dir)
+        row["charts/SPS"] = int(step / (counters["seconds"] + time.perf_counter() - clock[0]))
+        logger.write(row)
+        progress.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
+            counters["seconds"] += time.perf_counter() - clock[0]
+            clock[0] = time.perf_counter()
+            save_checkpoint()
+        counters["seconds"] += time.perf_counter() - clock[0]
+    progress.close()
+
+    save_atomically(export_policy(policy), run_dir / "policy.pt")
+    returns, _ = evaluate(policy, renderer, args.eval_episodes, False, args.seed + 20_000, threads, device)
+    sampled, _ = evaluate(policy, renderer, args.eval_episodes, True, args.seed + 30_000, threads, device)
+    best_step, best, _, _ = max(evaluations, key=lambda entry: entry[1])
+    chosen_step, chosen, _, _ = min(evaluations, key=lambda entry: entry[2])
+    frames = pretraining + num_iterations * batch_size
+    summary = {
+        "eval/return_mean": returns.mean().item(),
+        "eval/return_std": returns.std().item(),
+        "eval/return_sampled_mean": sampled.mean().item(),
+        "eval/sampled_vs_demos": float(sampled.mean() / demos_mean),
+        "best/return_mean": best,
+        "best/step": best_step,
+        "chosen/return_mean": chosen,  # of policy_best.pt, chosen by its distance to the expert
+        "chosen/step": chosen_step,
+        "steps_to_90": steps_to_fraction([entry[:2] for entry in evaluations], 0.9 * demos_mean),
+        "demos_return_mean": float(demos_mean),
+        "expert_return_mean": float(expert_mean),
+        "env_steps": frames,
+        "seconds": counters["seconds"],
+        "charts/SPS": frames / counters["seconds"],
+    }
+    summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+    summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
+    logger.write({"global_step": frames} | {k: v for k, v in summary.items() if k in COLUMNS})
+    logger.close()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_run(run_dir, demos_mean, expert_mean)
+    if args.capture_video:
+        record_side_by_side(policy, demos, renderer, run_dir / "policy.gif", args.seed, device)
+    print_table(
+        [
+            (
+                "demonstrations",
+                f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes, as frames)",
+            ),
+            ("expert, mean action", f"{expert_mean:.0f}"),
+            (
+                "policy, mean action",
+                f"{returns.mean():.0f} ± {returns.std():.0f}   ({returns.mean() / demos_mean:.1%} of demonstrations)",
+            ),
+            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled.mean() / demos_mean:.1%})"),
+            ("frames to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
+            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} frames/s"),
+            ("results", str(run_dir)),
+        ]
+    )
+    return summary
+
+
+def evaluate_policy_file(args: Args) -> dict:
+    """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
+    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
+    device = select_device(args.cuda)
+    policy = load_policy(load_saved(args.evaluate, "--evaluate", {"kind": "pixels"}), device)
+    threads, summary = args.threads or len(os.sched_getaffinity(0)), {}
+    renderer = Renderer(policy["args"].image_size, threads)
+    for name, sampled in (("mean action", False), ("sampled", True)):
+        seed = args.seed + 20_000 + 10_000 * sampled
+        returns, _ = evaluate(policy, renderer, args.eval_episodes, sampled, seed, threads, device)
+        summary[name] = f"{returns.mean():.1f} ± {returns.std():.1f}   ({args.eval_episodes} episodes)"
+    print_table([("policy", args.evaluate), *summary.items()])
+    return summary
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv, Args)
+        evaluate_policy_file(args) if args.evaluate else train(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

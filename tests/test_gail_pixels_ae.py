@@ -1,0 +1,516 @@
+"""gail_pixels_ae.py: rendering, latents, and what may and may not reach the learner."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMOS, ROOT
+
+import gail_pixels_ae as script
+
+MINI = [
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "50",
+    "--image-size",
+    "32",
+    "--pretrain-frames",
+    "200",
+    "--pretrain-steps",
+    "4",
+]
+MINI += [
+    "--demos",
+    str(DEMOS),
+    "--num-demos",
+    "2",
+    "--num-minibatches",
+    "2",
+    "--update-epochs",
+    "2",
+    "--hidden-size",
+    "16",
+]
+MINI += ["--ae-batch-size", "16", "--latent-dim", "8", "--threads", "1", "--disc-steps", "2", "--eval-episodes", "2"]
+MINI += ["--eval-interval", "400", "--total-timesteps", "1000", "--no-capture-video"]
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return script.Renderer(32, 1)
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return script.load_demos(str(DEMOS), "HalfCheetah-v4", 3, np.random.default_rng(0), ("qpos",))
+
+
+def mini(tmp_path, *flags, name="run"):
+    args = script.parse_args([*MINI, "--output-dir", str(tmp_path), "--run-name", name, *flags], script.Args)
+    return script.train(args)
+
+
+def frames_of(count: int, size: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+# Rendering
+
+
+def test_a_live_frame_is_the_frame_rendered_again_from_the_saved_state(renderer):
+    """After a step MuJoCo's derived fields lag one substep; a picture must depend on qpos alone."""
+    envs, rng = script.FilmedHalfCheetah(2, 100, 0, 1), np.random.default_rng(0)
+    envs.reset()
+    live, saved = [], []
+    for _ in range(12):
+        envs.step(rng.uniform(-1, 1, (2, 6)))
+        live.append(renderer(envs.qpos))
+        saved.append(envs.qpos.copy())
+    live, saved = np.concatenate(live), np.concatenate(saved)
+    again = script.Renderer(32, 2)(saved)
+    assert np.array_equal(live, again)
+    order = rng.permutation(len(saved))
+    assert np.array_equal(script.Renderer(32, 3)(saved[order]), live[order])
+    assert len(np.unique(live.reshape(len(live), -1), axis=0)) == len(live)  # and the pictures do differ
+
+
+def test_a_renderer_may_be_called_from_any_thread(renderer, demos):
+    states = demos.qpos[:6]
+    with ThreadPoolExecutor(1) as pool:
+        assert np.array_equal(pool.submit(renderer, states).result(), renderer(states))
+
+
+def test_the_picture_shows_the_animal_moving_not_the_world_passing(renderer, demos):
+    """The camera follows: 1.33 m further on, one period of the floor, the picture is the same."""
+    state = demos.qpos[:1].copy()
+    moved = state + np.array([4 / 3] + [0] * 8)
+    assert np.abs(renderer(state).astype(int) - renderer(moved)).mean() < 1
+    bent = state.copy()
+    bent[0, 3] += 0.5
+    assert np.abs(renderer(state).astype(int) - renderer(bent)).mean() > 1
+
+
+def test_the_last_frame_of_an_episode_is_kept():
+    envs = script.FilmedHalfCheetah(3, 2, 0, 1)
+    envs.reset()
+    envs.step(np.zeros((3, 6)))
+    *_, truncated, final_obs = envs.step(np.ones((3, 6)))
+    assert truncated.all()
+    assert np.array_equal(envs.qpos_before_reset[:, 1:], final_obs[:, :8])
+    assert not np.allclose(envs.qpos[:, 1:], final_obs[:, :8])
+
+
+def test_no_opengl_is_one_sentence(monkeypatch):
+    def fail(command, **kwargs):
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(script.subprocess, "run", fail)
+    with pytest.raises(script.UserError, match="libegl1"):
+        script.headless_backend()
+
+
+def test_osmesa_where_there_is_no_egl(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(
+        script.subprocess, "run", lambda command, **kw: subprocess.CompletedProcess(command, int("egl" in command[2]))
+    )
+    assert script.headless_backend() == "osmesa"
+
+
+# Autoencoder and latents
+
+
+@pytest.mark.parametrize("size, channels, latent_dim", [(16, 1, 3), (32, 4, 8), (64, 1, 32), (88, 2, 5)])
+def test_autoencoder_shapes(size, channels, latent_dim):
+    autoencoder = script.Autoencoder(channels, size, latent_dim)
+    frames = frames_of(5, size, channels)
+    latents = autoencoder.encode(frames)
+    assert latents.shape == (5, latent_dim) and latents.abs().max() <= 1
+    assert autoencoder.decode(latents).shape == frames.shape
+    assert torch.allclose(script.encode_all(autoencoder, frames), latents, atol=1e-6)
+
+
+def test_reconstruction_loss_is_the_weighted_squared_error():
+    autoencoder, frames = script.Autoencoder(1, 16, 4), frames_of(3, 16)
+    autoencoder.set_reference(frames[:, 0], weighted=True)
+    with torch.no_grad():
+        guess, truth = autoencoder.decode(autoencoder.encode(frames)), frames.float() / 255 - autoencoder.mean_frame
+        expected = sum(
+            autoencoder.weight[i, j] * (guess[b, 0, i, j] - truth[b, 0, i, j]) ** 2
+            for b in range(3)
+            for i in range(16)
+            for j in range(16)
+        ) / (3 * 16 * 16)
+        assert autoencoder.loss(frames).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert autoencoder.weight.mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_autoencoder_beats_the_mean_frame(renderer, demos):
+    torch.manual_seed(0)
+    frames = torch.from_numpy(renderer(demos.qpos))
+    train, heldout = frames[:202, None], frames[202:, None]
+    autoencoder = script.Autoencoder(1, 32, 16)
+    autoencoder.set_reference(frames[:202], weighted=True)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    script.update_autoencoder(autoencoder, optimizer, train, train, 150, 64, generator)
+    with torch.no_grad():
+        mean_frame_loss = (autoencoder.center(heldout).square() * autoencoder.weight).mean()
+        assert autoencoder.loss(heldout) < 0.75 * mean_frame_loss
+
+
+@pytest.mark.parametrize("lengths, frame_stack", [([3, 1, 4], 1), ([3, 1, 4], 2), ([2, 5], 4), ([1], 6)])
+def test_window_rows_against_a_loop(lengths, frame_stack):
+    expected, start = [], 0
+    for length in lengths:
+        for t in range(length + 1):
+            expected.append([start + max(t - k, 0) for k in reversed(range(frame_stack))])
+        start += length + 1
+    assert script.window_rows(np.array(lengths), frame_stack).tolist() == expected
+
+
+def test_latent_steps_against_a_loop():
+    latents = torch.randn(5, 4, 3)
+    seen = script.latent_steps(latents)
+    for b in range(5):
+        expected = torch.cat([*(latents[b, k + 1] - latents[b, k] for k in range(3)), latents[b, 3]])
+        assert torch.equal(seen[b], expected)
+    assert torch.equal(script.latent_steps(latents[:, :1]), latents[:, 0])
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_what_the_expert_looks_like_changes_with_the_encoder(faithful):
+    torch.manual_seed(0)
+    frames = frames_of(9, 16)[:, 0]
+    rows = torch.from_numpy(script.window_rows(np.array([3, 4]), 3))
+    views = frames[rows] if faithful else frames[:, None]
+    windows = torch.arange(9)[:, None] if faithful else rows
+    autoencoder = script.Autoencoder(views.shape[1], 16, 4)
+    seen, (mean, std) = script.look_at_expert(autoencoder, views, windows)
+    assert seen.shape == (9, 4 if faithful else 12)
+    raw = script.latent_steps(autoencoder.encode(views)[windows]).detach()
+    assert torch.allclose(seen, (raw - mean) / std, atol=1e-5)
+    assert torch.allclose(raw.mean(0), mean, atol=1e-6)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
+    script.update_autoencoder(autoencoder, optimizer, views, views, 3, 4, torch.Generator().manual_seed(0))
+    again, _ = script.look_at_expert(autoencoder, views, windows)
+    assert not torch.allclose(again, seen, atol=1e-3)
+
+
+# Collecting
+
+
+class Slide:
+    """A renderer whose pictures are plain: every pixel tells how far the animal has come and which simulation it is."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, qpos):
+        self.shown.append(qpos.copy())
+        return np.repeat(np.repeat((qpos[:, :1, None] * 1000 % 256).astype(np.uint8), 16, axis=1), 16, axis=2)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
+    """Against a slow loop that encodes every window of every episode from its frames."""
+    torch.manual_seed(0)
+    flags = ["--frame-stack", "3", "--latent-dim", "4", "--image-size", "16"] + ["--faithful"] * faithful
+    args = script.parse_args(flags, script.Args)
+    envs = script.FilmedHalfCheetah(2, 5, 0, 1)  # episodes of 5 steps, rollout of 8: one reset within
+    autoencoder = script.Autoencoder(3 if faithful else 1, 16, 4)
+    agent = script.Agent(4 if faithful else 12, 6, 8, torch.Generator().manual_seed(0))
+    renderer = Slide()
+    collector = script.PixelCollector(envs, renderer, autoencoder, args, torch.device("cpu"))
+    zero_one = (torch.zeros(4 if faithful else 12), torch.ones(4 if faithful else 12))
+    rollout, seen, views = collector.rollout(agent, {"latent": zero_one}, 8, torch.Generator().manual_seed(0))
+    assert rollout.ended[4].all() and rollout.ended.sum() == 2
+
+    # What was rendered: the start, five steps (the fifth before the reset), the new start, three steps.
+    shown = [Slide()(states) for states in renderer.shown]
+    episodes = [shown[:6], shown[6:]]
+    expected_obs, expected_next = [], []
+    for episode in episodes:
+        for t in range(len(episode)):
+            window = np.stack([episode[max(t - k, 0)] for k in (2, 1, 0)], axis=1)  # (N, 3, H, W)
+            window = torch.from_numpy(window)
+            with torch.no_grad():
+                if faithful:
+                    latent = autoencoder.encode(window)
+                else:
+                    z = [autoencoder.encode(window[:, k : k + 1]) for k in range(3)]
+                    latent = torch.cat([z[1] - z[0], z[2] - z[1], z[2]], dim=1)
+            if t > 0:
+                expected_next.append(latent)
+            if t < len(episode) - 1:
+                expected_obs.append(latent)
+    assert torch.allclose(rollout.obs, torch.stack(expected_obs), atol=1e-6)
+    assert torch.allclose(rollout.next_obs, torch.stack(expected_next), atol=1e-6)
+    assert torch.allclose(seen, rollout.next_obs)
+    assert views.shape == (8, 2, 3 if faithful else 1, 16, 16)
+
+
+def test_policy_on_states_sees_states():
+    args = script.parse_args(["--image-size", "16", "--policy-obs", "state", "--latent-dim", "4"], script.Args)
+    envs = script.FilmedHalfCheetah(2, 5, 0, 1)
+    agent = script.Agent(17, 6, 8, torch.Generator().manual_seed(0))
+    collector = script.PixelCollector(envs, Slide(), script.Autoencoder(1, 16, 4), args, torch.device("cpu"))
+    statistics = {"latent": (torch.zeros(16), torch.ones(16)), "state": (torch.zeros(17), torch.full((17,), 0.5))}
+    first = collector.state.copy()
+    rollout, seen, _ = collector.rollout(agent, statistics, 1, torch.Generator().manual_seed(0))
+    assert torch.allclose(rollout.obs[0], torch.from_numpy(first * 2).float().clamp(-10, 10))
+    assert seen.shape == (1, 2, 16)
+
+
+# Gradients: the encoder learns from reconstruction and from nothing else
+
+
+def test_only_the_reconstruction_loss_moves_the_encoder():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    args = script.parse_args(["--image-size", "16", "--latent-dim", "4", "--frame-stack", "2"], script.Args)
+    envs = script.FilmedHalfCheetah(4, 10, 0, 1)
+    autoencoder = script.Autoencoder(1, 16, 4)
+    agent = script.Agent(8, 6, 8, generator)
+    disc = script.Discriminator(8, 8, False, generator)
+    collector = script.PixelCollector(envs, Slide(), autoencoder, args, torch.device("cpu"))
+    statistics = {"latent": (torch.zeros(8), torch.ones(8))}
+    rollout, seen, views = collector.rollout(agent, statistics, 10, generator)
+    assert not seen.requires_grad and not rollout.obs.requires_grad
+    before = {name: x.clone() for name, x in autoencoder.state_dict().items()}
+    optimizer, disc_optimizer = torch.optim.Adam(agent.parameters()), torch.optim.Adam(disc.parameters())
+    script.update_discriminator(disc, disc_optimizer, torch.randn(20, 8), seen.flatten(0, 1), args, 2, generator)
+    script.update_policy(agent, optimizer, rollout, torch.randn(10, 4), args, generator)
+    assert all(torch.equal(x, before[name]) for name, x in autoencoder.state_dict().items())
+    assert all(p.grad is None for p in autoencoder.parameters())
+    ae_optimizer = torch.optim.Adam(autoencoder.parameters())
+    script.update_autoencoder(autoencoder, ae_optimizer, views[0], views[1], 1, 4, generator)
+    assert all(p.grad.abs().sum() > 0 for p in autoencoder.parameters())
+
+
+# Diagnostics
+
+
+def test_energy_distance_against_a_loop():
+    x, y = torch.randn(7, 3), torch.randn(5, 3) + 1
+
+    def mean_distance(a, b):
+        return np.mean([math.dist(p, q) for p in a.tolist() for q in b.tolist()])
+
+    expected = 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)
+    assert script.energy_distance(x, y) == pytest.approx(expected, rel=1e-4)
+    assert script.energy_distance(x, x) == pytest.approx(0, abs=1e-5)
+
+
+def test_probe_finds_what_is_linear_and_not_what_is_absent():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(400, 6, generator=generator)
+    lengths = np.array([99, 99, 99, 99])
+    assert script.probe_state(latents, latents @ torch.randn(6, 3, generator=generator), lengths) > 0.99
+    assert script.probe_state(latents, torch.randn(400, 3, generator=generator), lengths) < 0.1
+    assert math.isnan(script.probe_state(latents[:100], latents[:100], lengths[:1]))
+
+
+def test_collapse_is_told_and_health_is_not():
+    healthy = [{"disc/expert_acc": 0.9, "disc/policy_acc": 1.0}] * 20
+    assert script.signs_of_collapse(healthy, 0.5, [1.0, 0.9, 1.1, 1.2]) == {}
+    pinned = [{"disc/expert_acc": 1.0, "disc/policy_acc": 1.0}] * 20
+    assert "--grad-penalty-coef" in " ".join(script.signs_of_collapse(pinned, 0.5, [1.0]).values())
+    assert script.signs_of_collapse(pinned[:19], 0.5, [1.0]) == {}
+    assert "--pretrain" in " ".join(script.signs_of_collapse(healthy, 0.5, [1.0, 2.1, 2.2, 2.3]).values())
+    assert "--learning-rate" in " ".join(script.signs_of_collapse(healthy, 0.01, [1.0]).values())
+    assert script.signs_of_collapse([{}] * 20, 0.5, []) == {}  # --reward-source env
+
+
+# Whole runs
+
+
+def test_miniature_run_moves_all_four_networks_and_writes_its_files(tmp_path):
+    flags = ["--capture-video"]
+    summary = mini(tmp_path, *flags)
+    run = tmp_path / "run"
+    files = {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.csv", "summary.json", "checkpoint.pt", "policy.pt", "policy_best.pt"} <= files
+    assert {"curves.png", "reconstructions.png", "policy.gif"} <= files
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary["env_steps"] == 1000
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
+    fresh = {
+        "agent": script.Agent(32, 6, 16, generator).state_dict(),
+        "disc": script.Discriminator(32, 128, False, generator).state_dict(),
+    }
+    for part, weights in fresh.items():
+        for name, value in weights.items():
+            assert not torch.equal(saved[part][name], value), f"{part}.{name} did not move"
+    torch.manual_seed(1)
+    autoencoder = script.Autoencoder(1, 32, 8)
+    for name, value in autoencoder.named_parameters():
+        assert not torch.equal(saved["autoencoder"][name], value), f"autoencoder.{name} did not move"
+    rows = list(csv.DictReader(open(run / "metrics.csv", newline="")))
+    assert [int(row["global_step"]) for row in rows] == [400, 600, 800, 1000, 1000]
+    for name in ("ae/recon_heldout", "ae/probe_r2", "disc/loss", "time/autoencoder", "eval/latent_distance"):
+        assert any(row[name] for row in rows), name
+
+
+@pytest.mark.parametrize("flags", [[], ["--faithful"]])
+def test_resume_equals_uninterrupted(tmp_path, flags, monkeypatch):
+    mini(tmp_path, *flags, "--checkpoint-interval", "600", name="whole")
+
+    class Killed(Exception):
+        pass
+
+    write, count = script.MetricsLogger.write, [0]
+
+    def die_at_the_last_row(self, row):
+        count[0] += 1
+        if row["global_step"] == 1000:
+            raise Killed
+        write(self, row)
+
+    monkeypatch.setattr(script.MetricsLogger, "write", die_at_the_last_row)
+    with pytest.raises(Killed):
+        mini(tmp_path, *flags, "--checkpoint-interval", "600", name="cut")
+    monkeypatch.setattr(script.MetricsLogger, "write", write)
+    script.train(script.parse_args(["--resume", str(tmp_path / "cut/checkpoint.pt")], script.Args))
+    whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "cut"))
+    for part in ("agent", "disc", "autoencoder"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, cut[part][name]), f"{part}.{name}"
+    timed = ("time/", "charts/SPS")
+    logs = [list(csv.DictReader(open(tmp_path / name / "metrics.csv", newline=""))) for name in ("whole", "cut")]
+    logs = [[{k: v for k, v in row.items() if not k.startswith(timed)} for row in log] for log in logs]
+    assert logs[0] == logs[1]
+
+
+def test_nothing_but_pixels_reaches_the_learner(tmp_path, monkeypatch):
+    """True state and true reward filled with NaN, in the environment and in the demonstrations: not a bit changes."""
+    mini(tmp_path, name="clean")
+    observe, step, load = script.BatchHalfCheetah.observe, script.BatchHalfCheetah.step, script.load_demos
+
+    def blind_step(self, actions):
+        next_obs, rewards, terminated, truncated, final_obs = step(self, actions)
+        return next_obs, rewards * np.nan, terminated, truncated, final_obs
+
+    def blind_demos(*args):
+        demos = load(*args)
+        demos.observations[:], demos.actions[:], demos.rewards[:], demos.qvel[:] = np.nan, np.nan, np.nan, np.nan
+        return demos
+
+    monkeypatch.setattr(script.BatchHalfCheetah, "observe", lambda self: observe(self) * np.nan)
+    monkeypatch.setattr(script.BatchHalfCheetah, "step", blind_step)
+    monkeypatch.setattr(script, "load_demos", blind_demos)
+    mini(tmp_path, name="blind")
+    clean, blind = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("clean", "blind"))
+    for part in ("agent", "disc", "autoencoder"):
+        for name, value in clean[part].items():
+            assert torch.equal(value, blind[part][name]), f"{part}.{name}"
+    rows = list(csv.DictReader(open(tmp_path / "blind/metrics.csv", newline="")))
+    assert rows[-1]["eval/return_mean"] in ("nan", "")  # the NaNs were really there
+
+
+@pytest.mark.parametrize("flags", [["--policy-obs", "state"], ["--reward-source", "env"], ["--frame-stack", "1"]])
+def test_variants_run_and_their_policy_can_be_evaluated(tmp_path, flags, capsys):
+    summary = mini(tmp_path, *flags)
+    script.main(["--evaluate", str(tmp_path / "run/policy.pt"), "--eval-episodes", "2", "--threads", "1"])
+    assert f"{summary['eval/return_mean']:.1f} ±" in capsys.readouterr().out
+
+
+def test_two_threads_give_what_one_gives(tmp_path):
+    """Physics and rendering exactly; networks up to rounding, so one rollout is compared."""
+    finished = []
+    for threads in (1, 2):
+        envs = script.FilmedHalfCheetah(5, 7, 3, threads)
+        renderer, rng = script.Renderer(16, threads), np.random.default_rng(0)
+        envs.reset()
+        shown = []
+        for _ in range(10):
+            envs.step(rng.uniform(-1, 1, (5, 6)))
+            shown.append(renderer(envs.qpos))
+        finished.append(np.stack(shown))
+    assert np.array_equal(*finished)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda(tmp_path):
+    summary = mini(tmp_path, "--cuda")
+    assert math.isfinite(summary["eval/return_mean"])
+
+
+# Users' mistakes
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--frame-stack", "0"], "--frame-stack"),
+        (["--image-size", "60"], "--image-size"),
+        (["--image-size", "8"], "--image-size"),
+        (["--ae-batch-size", "7"], "--ae-batch-size"),
+        (["--latent-dim", "0"], "--latent-dim"),
+        (["--env-id", "Hopper-v4"], "--env-id"),
+        (["--total-timesteps", "100"], "--total-timesteps"),
+        (["--num-minibatches", "10000"], "--num-minibatches"),
+        (["--demos", "nowhere.npz"], "nowhere.npz"),
+        (["--evaluate", "nowhere.pt"], "nowhere.pt"),
+        (["--resume", "nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, flags, told, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demos = [] if "--demos" in flags or "--resume" in flags else ["--demos", str(DEMOS)]
+    with pytest.raises(SystemExit) as exit_info:
+        script.main([*demos, *flags])
+    assert exit_info.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and told in text and text.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_demonstrations_without_physics_state(demo_file, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(["--demos", demo_file(), "--output-dir", str(tmp_path / "out")])
+    assert exit_info.value.code == 2
+    assert "'qpos' is missing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_another_script_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(["--evaluate", str(ROOT / "data/expert.pt")])
+    assert exit_info.value.code == 2
+    assert "its kind is" in capsys.readouterr().err
+
+
+def test_cuda_without_cuda(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(["--cuda", "--demos", str(DEMOS)])
+    assert exit_info.value.code == 2
+    assert "--cuda" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_command(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "gail_pixels_ae.py"),
+        *MINI,
+        "--output-dir",
+        str(tmp_path),
+        "--run-name",
+        "run",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "frames/s" in result.stdout and "settotalmass" not in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
