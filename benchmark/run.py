@@ -25,10 +25,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark/results"
 CURVE = ["global_step", "charts/episodic_return", "eval/return_mean", "disc/expert_prob", "disc/policy_prob"]
-TEN, FIVE = range(1, 11), range(1, 6)
+TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
+STATE_POLICY = ["--total-timesteps", "1000000", "--hidden-size", "64", "--learning-rate", "1e-3"]
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -60,13 +61,19 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             for actions in ([], ["--use-actions"])
         ),
     ],
+    "pixels": [
+        ("policy on latents, 3M", "gail_pixels_ae.py", [], THREE),
+        ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state", *STATE_POLICY], THREE),
+        ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env"], THREE),
+        ("faithful, 1M", "gail_pixels_ae.py", ["--faithful", "--total-timesteps", "1000000"], THREE),
+    ],
 }
 
 
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, state_seq"""
+    """name of the suite: smoke, gail, state_seq, pixels"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
 
