@@ -122,7 +122,7 @@ class Args:
     """parallel environments (N)"""
     num_steps: int = 100
     """steps per environment and rollout (T)"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Adam step size of policy and value"""
     anneal_lr: bool = True
     """let that step size fall linearly to zero over the run"""
@@ -140,13 +140,13 @@ class Args:
     """clipping of the probability ratio"""
     clip_vloss: bool = False
     """clip the value's change as well"""
-    ent_coef: float = 0.0
+    ent_coef: float = 0.001
     """weight of the policy's entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 0.5
     """gradient norm at which PPO's gradients are cut"""
-    target_kl: float = 0.0
+    target_kl: float = 0.02
     """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
     hidden_size: int = 256
     """width of the two hidden layers of policy and value"""
@@ -189,7 +189,7 @@ class Args:
     """one latent a stack, encoder trained by reconstruction throughout, no pretraining: the document's arrangement"""
     pretrain_frames: int = 6_400
     """frames of random actions for pretraining the autoencoder; they count as steps"""
-    pretrain_steps: int = 2_500
+    pretrain_steps: int = 1_500
     """autoencoder steps before the first rollout"""
     ae_batch_size: int = 256
     """frames in an autoencoder minibatch, half the expert's and half the policy's"""
@@ -1048,7 +1048,7 @@ def evaluate(
 ) -> tuple[np.ndarray, torch.Tensor]:
     """True returns (episodes,) of fresh episodes with the mean action or sampled ones, and what they showed (B, D).
 
-    policy is what `load_policy` returns; environments and random numbers are the evaluation's own.
+    policy is what `restore_policy` returns; environments and random numbers are the evaluation's own.
     """
     envs = FilmedHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
     collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["args"], device)
@@ -1058,7 +1058,7 @@ def evaluate(
 
 
 def export_policy(policy: dict) -> dict:
-    """The content of policy.pt from what `load_policy` returns: it needs its eyes, so encoder and settings go along."""
+    """The content of policy.pt from what `restore_policy` returns: it needs its eyes, so encoder and settings go along."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": "pixels",
@@ -1070,7 +1070,7 @@ def export_policy(policy: dict) -> dict:
     }
 
 
-def load_policy(content: dict, device: torch.device) -> dict:
+def restore_policy(content: dict, device: torch.device) -> dict:
     """The networks of a policy.pt, ready for `evaluate`."""
     args = Args(**content["args"])
     autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, args.image_size, args.latent_dim)
@@ -1521,11 +1521,11 @@ def train(args: Args) -> dict:
     return summary
 
 
-def evaluate_policy_file(args: Args) -> dict:
+def evaluate_saved(args: Args) -> dict:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
     require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
     device = select_device(args.cuda)
-    policy = load_policy(load_saved(args.evaluate, "--evaluate", {"kind": "pixels"}), device)
+    policy = restore_policy(load_saved(args.evaluate, "--evaluate", {"kind": "pixels"}), device)
     threads, summary = args.threads or len(os.sched_getaffinity(0)), {}
     renderer = Renderer(policy["args"].image_size, threads)
     for name, sampled in (("mean action", False), ("sampled", True)):
@@ -1540,7 +1540,7 @@ def main(argv: list[str]) -> None:
     """Command line in, exit code out: 2 after a user's mistake."""
     try:
         args = parse_args(argv, Args)
-        evaluate_policy_file(args) if args.evaluate else train(args)
+        evaluate_saved(args) if args.evaluate else train(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
