@@ -1521,7 +1521,7 @@ def train(args: Args) -> dict:
     return summary
 
 
-def evaluate_saved(args: Args) -> dict:
+def evaluate_pixels_policy(args: Args) -> dict:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
     require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
     device = select_device(args.cuda)
@@ -1540,7 +1540,7 @@ def main(argv: list[str]) -> None:
     """Command line in, exit code out: 2 after a user's mistake."""
     try:
         args = parse_args(argv, Args)
-        evaluate_saved(args) if args.evaluate else train(args)
+        evaluate_pixels_policy(args) if args.evaluate else train(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
