@@ -162,15 +162,15 @@ class Args:
 
     disc_loss: Literal["bce", "wgan"] = "bce"
     """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
-    disc_learning_rate: float = 1e-3
+    disc_learning_rate: float = 5e-4
     """Adam step size of the discriminator"""
-    disc_steps: int = 20
+    disc_steps: int = 10
     """minibatch steps of the discriminator per rollout"""
     disc_batch_size: int = 256
     """expert windows of K frames, and as many of the policy's, in a discriminator minibatch"""
     disc_hidden_size: int = 128
     """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 0.1
+    grad_penalty_coef: float = 1.0
     """weight of the discriminator's gradient penalty"""
     disc_ent_coef: float = 0.0
     """weight of the entropy bonus on the discriminator's output"""
