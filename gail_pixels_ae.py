@@ -1058,7 +1058,7 @@ def evaluate(
 
 
 def export_policy(policy: dict) -> dict:
-    """The content of policy.pt from what `restore_policy` returns: it needs its eyes, so encoder and settings go along."""
+    """The content of policy.pt from what `restore_policy` returns; encoder and settings go along, as its eyes."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": "pixels",

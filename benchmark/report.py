@@ -26,7 +26,7 @@ ORIGINAL = {"GAIL 1M": "79 / 65 (50M steps)", "GAIL 2M": "79 / 65 (50M steps)", 
 # figure -> (suite, variants drawn)
 DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
-    "one_demonstration": ("gail", ["GAIL 1M", "GAIL, one demonstration"]),
+    "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
     "state_seq": ("state_seq", [f"N = {n}" for n in range(1, 6)]),
 }
 
@@ -89,9 +89,9 @@ def table(groups: dict[str, list[dict]]) -> str:
 def draw(name: str, suite: str, variants: list[str]) -> None:
     """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band."""
     curves, rows = read(f"{suite}_curves"), read(suite)
+    if variants[0] not in curves:
+        return  # a figure without its subject
     variants = [variant for variant in variants if variant in curves]
-    if not variants:
-        return
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for variant in variants:
         by_step = defaultdict(list)
