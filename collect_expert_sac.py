@@ -548,7 +548,7 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
     return arrays
 
 
-def export_policy(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
+def export_expert(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
     """The content of policy.pt, which every script of this project can read."""
     layers = [layer for layer in actor if isinstance(layer, nn.Linear)]
     return {
@@ -1042,7 +1042,7 @@ def train(args: Train) -> dict:
                 log.clear()
             since_last_row, last_row = step - last_row, step
             if crossed(step, since_last_row, args.eval_interval):
-                policy = export_policy(learner.actor, buffer, args)
+                policy = export_expert(learner.actor, buffer, args)
                 returns = returns_of(record_episodes(policy, 0.0, 20, args.seed + 10_000))
                 evaluations.append((step, returns.mean().item()))
                 row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
@@ -1057,7 +1057,7 @@ def train(args: Train) -> dict:
     seconds += time.perf_counter() - clock
     save_checkpoint()
 
-    policy = export_policy(learner.actor, buffer, args)
+    policy = export_expert(learner.actor, buffer, args)
     save_atomically(policy, run_dir / "policy.pt")
     returns = record_sets(policy, run_dir, 50, args.seed)
     best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))

@@ -1057,7 +1057,7 @@ def evaluate(
     return rollout.env_rewards.double().sum(0).cpu().numpy(), seen.flatten(0, 1)
 
 
-def export_policy(policy: dict) -> dict:
+def policy_with_eyes(policy: dict) -> dict:
     """The content of policy.pt from what `restore_policy` returns; encoder and settings go along, as its eyes."""
     return {
         "format_version": FORMAT_VERSION,
@@ -1178,7 +1178,7 @@ eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_
 time/rollout time/discriminator time/update time/autoencoder""".split()
 
 
-def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
+def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
     """curves.png: return, discriminator outputs and distance to the expert over environment steps, from metrics.csv."""
     import matplotlib
 
@@ -1365,6 +1365,8 @@ def train(args: Args) -> dict:
 
     if saved:
         run_dir = Path(resume_path).parent
+        if not torch.allclose(saved["autoencoder"]["mean_frame"].to(device), autoencoder.mean_frame, atol=1e-4):
+            raise UserError(f"--resume {resume_path}: {args.demos} has changed since this checkpoint; start a new run.")
         for name, part in stateful.items():
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
@@ -1448,7 +1450,7 @@ def train(args: Args) -> dict:
             row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
             row |= {"eval/latent_distance": distance} | relative_returns(returns.mean().item(), demos_mean, expert_mean)
             if distance <= min((entry[2] for entry in evaluations), default=math.inf):
-                save_atomically(export_policy(policy), run_dir / "policy_best.pt")
+                save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
             picture_reconstructions(autoencoder, heldout_views, views, run_dir / "reconstructions.png")
             progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
@@ -1471,7 +1473,7 @@ def train(args: Args) -> dict:
         counters["seconds"] += time.perf_counter() - clock[0]
     progress.close()
 
-    save_atomically(export_policy(policy), run_dir / "policy.pt")
+    save_atomically(policy_with_eyes(policy), run_dir / "policy.pt")
     returns, _ = evaluate(policy, renderer, args.eval_episodes, False, args.seed + 20_000, threads, device)
     sampled, _ = evaluate(policy, renderer, args.eval_episodes, True, args.seed + 30_000, threads, device)
     best_step, best, _, _ = max(evaluations, key=lambda entry: entry[1])
@@ -1498,7 +1500,7 @@ def train(args: Args) -> dict:
     logger.write({"global_step": frames} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_run(run_dir, demos_mean, expert_mean)
+    plot_pixel_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:
         record_side_by_side(policy, demos, renderer, run_dir / "policy.gif", args.seed, device)
     print_table(

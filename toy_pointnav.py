@@ -805,7 +805,7 @@ def update_by_trpo(
 # Evaluation
 
 
-def export_policy(agent: ActorCritic, obs_mean: torch.Tensor, obs_std: torch.Tensor, args: Args) -> dict:
+def export_toy_policy(agent: ActorCritic, obs_mean: torch.Tensor, obs_std: torch.Tensor, args: Args) -> dict:
     """The content of policy.pt: trunk and policy head as one chain of tanh layers."""
     prefix, hidden = "mean" if args.continuous else "logits", args.hidden_size
     chain = nn.Sequential(*agent.trunk, nn.Tanh(), *agent.actor)
@@ -1045,7 +1045,7 @@ def make_panels(
     ]
 
 
-def plot_run(
+def plot_diagnostics(
     run_dir: Path, demos: Episodes, expert_beside: Episodes, played: dict[str, Episodes], finished: list
 ) -> None:
     """diagnostics.png and diagnostics.html, the latter with all of Plotly inside, so that it opens without network."""
@@ -1177,7 +1177,7 @@ def train(args: Args) -> dict:
         generator.set_state(saved["generator"])
     else:
         run_dir = make_run_dir(args)
-        initial = export_policy(agent, obs_mean, obs_std, args)
+        initial = export_toy_policy(agent, obs_mean, obs_std, args)
         counters = {"iteration": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}
         counters["initial_accuracy"] = fresh_accuracy(initial, args, args.seed + 40_000)
     logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
@@ -1228,7 +1228,7 @@ def train(args: Args) -> dict:
             _, returns, lengths = np.mean(collector.finished[episodes_before:], axis=0).tolist()
             row |= {"charts/episodic_return": returns, "charts/episodic_length": lengths}
         if crossed(step, batch_size, args.eval_interval):
-            current = load_policy(export_policy(agent, obs_mean, obs_std, args), False, args.seed)
+            current = load_policy(export_toy_policy(agent, obs_mean, obs_std, args), False, args.seed)
             played = play_episodes(current, 500, args.seed + 10_000, args.continuous, args.noise_std)
             mean, success = played.returns.mean().item(), played.success.mean().item()
             row |= {"eval/return_mean": mean, "eval/return_std": played.returns.std().item()}
@@ -1244,7 +1244,7 @@ def train(args: Args) -> dict:
             save_checkpoint()
     progress.close()
 
-    final = export_policy(agent, obs_mean, obs_std, args)
+    final = export_toy_policy(agent, obs_mean, obs_std, args)
     save_atomically(final, run_dir / "policy.pt")
     played = evaluate(final, args.eval_episodes, args.noise_std, args.seed + 20_000)
     fresh = fresh_accuracy(final, args, args.seed + 50_000)
@@ -1262,7 +1262,7 @@ def train(args: Args) -> dict:
     logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_run(run_dir, demos, expert_beside, played, collector.finished)
+    plot_diagnostics(run_dir, demos, expert_beside, played, collector.finished)
     print_table(
         [
             *table_rows(played),

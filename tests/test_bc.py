@@ -358,7 +358,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
 
 
 def test_clones_most_of_the_demonstrator_in_800_steps(tmp_path, no_figures):
-    """The noisier set, because it shows how to recover: the same short training gets 36% from stochastic-one."""
+    """From the noisier set, which shows how to recover (benchmark/results/bc_short.csv has the others)."""
     noisier = str(ROOT / "data/halfcheetah-v4_sac_stochastic-one_five.npz")
     flags = ["--demos", noisier]
     flags += ["--gradient-steps", "800", "--hidden-size", "128", "--batch-size", "128", "--learning-rate", "2e-3"]

@@ -24,7 +24,7 @@ def generator(seed=0):
 def small_policy(seed=0, max_episode_steps=20) -> dict:
     buffer = c.ReplayBuffer(1, 17, 6, torch.device("cpu"))
     buffer.obs_mean, buffer.obs_std = torch.full((17,), 0.1), torch.full((17,), 2.0)
-    return c.export_policy(
+    return c.export_expert(
         c.make_actor([17, 16, 16, 12], generator(seed)), buffer, c.Train(max_episode_steps=max_episode_steps)
     )
 
@@ -192,7 +192,7 @@ def test_noise_scales_differ_and_zero_is_repeatable():
 
 def test_recording_an_environment_that_can_terminate():
     actor, buffer = c.make_actor([11, 8, 6], generator()), c.ReplayBuffer(1, 11, 3, torch.device("cpu"))
-    policy = c.export_policy(actor, buffer, c.Train(env_id="Hopper-v4", max_episode_steps=50))
+    policy = c.export_expert(actor, buffer, c.Train(env_id="Hopper-v4", max_episode_steps=50))
     arrays = c.record_episodes(policy, 1.0, 5, seed=0)
     assert arrays["terminated"].any() and len(arrays["observations"]) == arrays["lengths"].sum() + 5
     assert (arrays["terminated"] ^ arrays["truncated"]).all() and "qpos" not in arrays

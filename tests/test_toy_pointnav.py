@@ -29,7 +29,7 @@ def _fewer_episodes_for_fresh_discriminators(monkeypatch):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(t, "plot_run", lambda *args: None)
+    monkeypatch.setattr(t, "plot_diagnostics", lambda *args: None)
 
 
 def run(tmp_path, name, *flags) -> dict:
@@ -232,7 +232,7 @@ def test_exported_policy_acts_as_the_agent(continuous):
     agent, args = make_agent(continuous), t.Args(continuous=continuous, hidden_size=8)
     mean, std, obs = torch.tensor([0.1, -0.2]), torch.tensor([0.5, 2.0]), np.random.default_rng(0).normal(size=(30, 2))
     head = agent(t.standardize(torch.as_tensor(obs, dtype=torch.float32), mean, std))[0].detach()
-    actions = t.load_policy(t.export_policy(agent, mean, std, args), False, 0)(obs)
+    actions = t.load_policy(t.export_toy_policy(agent, mean, std, args), False, 0)(obs)
     np.testing.assert_allclose(actions, head.clamp(-1, 1) if continuous else head.argmax(-1), atol=1e-6)
 
 
@@ -382,14 +382,14 @@ def test_discriminator_separates_what_can_be_separated_and_nothing_else():
 
 def test_fresh_accuracy_knows_a_copy_from_a_beginner(monkeypatch):
     args = t.Args()
-    beginner = t.export_policy(make_agent(False, 64), torch.zeros(2), torch.ones(2) * 0.4, args)
+    beginner = t.export_toy_policy(make_agent(False, 64), torch.zeros(2), torch.ones(2) * 0.4, args)
     assert t.fresh_accuracy(beginner, args, 0, episodes=400) > 0.8
     monkeypatch.setattr(t, "load_policy", lambda *_: t.greedy_expert)
     assert t.fresh_accuracy(beginner, args, 0, episodes=400) == pytest.approx(0.5, abs=0.08)
 
 
 def test_evaluation_gives_everyone_the_same_starts():
-    policy = t.export_policy(make_agent(True, 64), torch.zeros(2), torch.ones(2), t.Args(continuous=True))
+    policy = t.export_toy_policy(make_agent(True, 64), torch.zeros(2), torch.ones(2), t.Args(continuous=True))
     played = t.evaluate(policy, 30, 0.0, 3)
     assert list(played) == ["expert", "policy", "sampled"]
     for who in played.values():
