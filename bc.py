@@ -55,11 +55,13 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode
+from matplotlib.figure import Figure
 from mujoco.batch import Batch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -165,10 +167,13 @@ def check_args(args: Args) -> None:
     """Raise UserError for a setting out of range, before anything is written."""
     positive = ["eval_interval", "eval_episodes", "gradient_steps", "batch_size", "learning_rate", "hidden_size"]
     positive += ["hidden_layers", "study_seeds"]
-    not_negative = ["seed", "num_demos", "threads", "weight_decay", "study_workers"]
+    not_negative = ["num_demos", "threads", "weight_decay", "study_workers"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["polyak", "val_fraction"], "of at least 0 and less than 1", lambda x: 0 <= x < 1)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
+    if args.cuda and not torch.cuda.is_available():
+        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
     if not args.study_widths or min(args.study_widths) < 1:
         raise UserError(f"--study-widths is {args.study_widths}, expected widths of 1 or more; change it.")
     if args.study and (args.evaluate or args.compare_with or args.capture_video):
@@ -181,15 +186,6 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
         value = getattr(args, name)
         if not (math.isfinite(value) and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
-
-
-def select_device(cuda: bool) -> torch.device:
-    """The device asked for; an error rather than a silent fallback when there is no GPU."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError(
-            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
-        )
-    return torch.device("cuda" if cuda else "cpu")
 
 
 # Demonstrations
@@ -212,8 +208,7 @@ class Demos:
     @property
     def obs_before_step(self) -> np.ndarray:
         """(L, O): the observation each action answered, i.e. all but the final ones."""
-        final = np.cumsum(self.lengths + 1) - 1
-        return np.delete(self.observations, final, axis=0)
+        return np.delete(self.observations, np.cumsum(self.lengths + 1) - 1, axis=0)
 
     @property
     def returns(self) -> np.ndarray:
@@ -230,49 +225,44 @@ def load_demos(
 
     Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
     """
-    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"--demos {path}: {problem}; give a set of collect_expert_sac.py (see data/README.md).")
+
     try:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         metadata = json.loads(str(fields.pop("metadata")[()]))
-    except FileNotFoundError:
-        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(
-            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
-        ) from None
+        require(False, f"not a readable demonstration set ({getattr(error, 'strerror', None) or type(error).__name__})")
 
-    for name in {"observations", "terminated", "truncated", "lengths", *required}:
-        if name not in fields:
-            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
-    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
-    if env_id and metadata.get("env_id") != env_id:
-        raise UserError(
-            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
-        )
-    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
-    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
-        raise UserError(
-            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
-        )
+    for name in ("observations", "terminated", "truncated", "lengths", *required):
+        require(name in fields, f"the field '{name}' is missing, and this script needs it")
+    versioned = isinstance(metadata, dict) and metadata.get("format_version") == FORMAT_VERSION
+    require(versioned, f"its format version is not {FORMAT_VERSION}")
+    recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
+    require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
+    require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
+    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
     lengths = fields["lengths"]
-    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
-        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
+    require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
     rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
-        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
-            found = f"{array.dtype} of shape {array.shape}"
-            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
-        if name in ("observations", *required) and not np.isfinite(array).all():
-            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+        if array is not None:
+            fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
+            require(
+                fits and array.dtype.kind in "fb",
+                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
+            )
+        if name in ("observations", *required):
+            require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
-        raise UserError(
-            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
-        )
+        raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
     chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
     of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
@@ -283,15 +273,11 @@ def load_demos(
 
 def check_dimensions(demos: Demos, envs, path: str) -> None:
     """UserError unless the demonstrations fit the environment."""
-    for name, array, expected in (
-        ("observations", demos.observations, envs.obs_dim),
-        ("actions", demos.actions, envs.action_dim),
-    ):
+    for name, expected in (("observations", envs.obs_dim), ("actions", envs.action_dim)):
+        array = getattr(demos, name)
         if array is not None and array.shape[1] != expected:
-            raise UserError(
-                f"--demos {path}: its {name} have {array.shape[1]} dimensions, the environment's {expected}; "
-                "give demonstrations of this environment."
-            )
+            problem = f"its {name} have {array.shape[1]} dimensions, the environment's {expected}"
+            raise UserError(f"--demos {path}: {problem}; give demonstrations of this environment.")
 
 
 def split_episodes(episodes: int, val_fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -307,12 +293,12 @@ def split_episodes(episodes: int, val_fraction: float, rng: np.random.Generator)
 class Pairs:
     """The demonstrated pairs as tensors, split by episode; observations standardized by the training episodes."""
 
-    train_obs: torch.Tensor  # (B, O)
-    train_actions: torch.Tensor  # (B, A), clipped to the bounds
-    val_obs: torch.Tensor  # (B', O), B' = 0 without validation episodes
-    val_actions: torch.Tensor  # (B', A)
-    obs_mean: torch.Tensor  # (O,)
-    obs_std: torch.Tensor  # (O,)
+    train_obs: Tensor  # (B, O)
+    train_actions: Tensor  # (B, A), clipped to the bounds
+    val_obs: Tensor  # (B', O), B' = 0 without validation episodes
+    val_actions: Tensor  # (B', A)
+    obs_mean: Tensor  # (O,)
+    obs_std: Tensor  # (O,)
 
 
 def make_pairs(demos: Demos, held_out: np.ndarray, envs, device: torch.device) -> Pairs:
@@ -333,9 +319,7 @@ class BatchHalfCheetah:
     """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
     at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
 
-    frame_skip = 5
-    reset_noise = 0.1
-    control_cost = 0.1
+    frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
         xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
@@ -348,8 +332,7 @@ class BatchHalfCheetah:
         self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T
         self.dt = self.frame_skip * self.model.opt.timestep
-        self.elapsed = np.zeros(num_envs, np.int64)
-        self.rng = np.random.default_rng(seed)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng(seed)
 
     def observe(self) -> np.ndarray:
         """(N, O) float64: all positions but the root's x, then all velocities."""
@@ -359,8 +342,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + noise
+        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + position_noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -397,25 +380,18 @@ class GymnasiumEnvs:
     """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
 
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(
-                env_id,
-                num_envs,
-                vectorization_mode="sync",
-                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-                max_episode_steps=max_episode_steps or None,
-            )
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
         except (gym.error.Error, ImportError) as error:
-            raise UserError(
-                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
         obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         for name, space in (("observations", obs_space), ("actions", action_space)):
             if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
                 raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
         self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
-        self.action_low, self.action_high = action_space.low, action_space.high
-        self.seed = seed
+        self.action_low, self.action_high, self.seed = action_space.low, action_space.high, seed
 
     def reset(self) -> np.ndarray:
         return self.envs.reset(seed=self.seed)[0]
@@ -423,11 +399,9 @@ class GymnasiumEnvs:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """As BatchHalfCheetah.step."""
         next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        final_obs = next_obs
-        ended = terminated | truncated
-        if ended.any():
-            final_obs = next_obs.copy()
-            final_obs[ended] = np.stack(info["final_obs"][ended])
+        final_obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs[i] = info["final_obs"][i]
         return next_obs, rewards, terminated, truncated, final_obs
 
     def state_dict(self) -> dict:
@@ -447,7 +421,7 @@ def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, thr
 # Networks
 
 
-def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: Generator) -> nn.Sequential:
     """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -463,13 +437,13 @@ class Cloner(nn.Module):
     """The policy: mean action of standardized observations (B, O) -> (B, A), and with gaussian a log standard deviation
     (A,) that does not depend on the state."""
 
-    def __init__(self, sizes: list[int], gaussian: bool, generator: torch.Generator):
+    def __init__(self, sizes: list[int], gaussian: bool, generator: Generator):
         super().__init__()
         self.mean = mlp(sizes, nn.Tanh, 0.01, generator)
         self.log_std = nn.Parameter(torch.full((sizes[-1],), -0.5)) if gaussian else None
 
 
-def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
     z = (action - mean) * torch.exp(-log_std)
     return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
@@ -478,12 +452,12 @@ def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.T
 # The algorithm, as pure functions
 
 
-def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
     return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-def cloning_loss(model: Cloner, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def cloning_loss(model: Cloner, obs: Tensor, actions: Tensor) -> Tensor:
     """What is minimized, (B, O), (B, A) -> (): mean squared error per action dimension, or negative log-likelihood in
     nats per pair where the policy is Gaussian."""
     mean = model.mean(obs)
@@ -511,12 +485,12 @@ def fell_away(returns: np.ndarray, demos_mean: float) -> float:
 def clone(
     model: Cloner,
     slow: Cloner,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     pairs: Pairs,
     args: Args,
     first: int,
     last: int,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> None:
     """Gradient steps number first to last - 1 of the run, each on a minibatch of its own."""
     for step in range(first, last):
@@ -544,23 +518,17 @@ def split_losses(model: Cloner, pairs: Pairs) -> dict[str, float]:
 
 def policy_to_save(model: Cloner, pairs: Pairs, env_id: str, max_episode_steps: int) -> dict:
     """The content of policy.pt, which every script of this project can read."""
-    layers = [layer for layer in model.mean if isinstance(layer, nn.Linear)]
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "deterministic" if model.log_std is None else "gaussian",  # both: tanh layers, clipped to the bounds
-        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
-        "weights": {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()},
-        "obs_mean": pairs.obs_mean.cpu(),
-        "obs_std": pairs.obs_std.cpu(),
-        "obs_clip": OBS_CLIP,
-        "env_id": env_id,
-        "max_episode_steps": max_episode_steps,
-    }
+    sizes = [model.mean[0].in_features, *(layer.out_features for layer in model.mean if isinstance(layer, nn.Linear))]
+    kind = "deterministic" if model.log_std is None else "gaussian"  # both: tanh layers, clipped to the bounds
+    policy = {"format_version": FORMAT_VERSION, "kind": kind, "env_id": env_id, "sizes": sizes}
+    policy |= {"weights": {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}}
+    policy |= {"obs_mean": pairs.obs_mean.cpu(), "obs_std": pairs.obs_std.cpu(), "obs_clip": OBS_CLIP}
+    return policy | {"max_episode_steps": max_episode_steps}
 
 
 def load_any_actor(
     policy: dict, low: np.ndarray, high: np.ndarray
-) -> typing.Callable[[np.ndarray, torch.Tensor], np.ndarray]:
+) -> typing.Callable[[np.ndarray, Tensor], np.ndarray]:
     """The action in bounds (B, A) as a function of raw observations (B, O) and noise (B, A), from the content of a
     policy.pt of any kind. Noise is in units of the policy's standard deviation: zero gives the mean action.
 
@@ -572,7 +540,7 @@ def load_any_actor(
     log_std = weights.get("log_std", torch.tensor(-math.inf))
 
     @torch.inference_mode()
-    def act(obs: np.ndarray, noise: torch.Tensor) -> np.ndarray:
+    def act(obs: np.ndarray, noise: Tensor) -> np.ndarray:
         x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
         x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
         for i, (weight, bias) in enumerate(layers):
@@ -590,17 +558,16 @@ def read_policy(path: str, flag: str, env_id: str | None = None) -> dict:
     """The content of a policy.pt of any kind, tried once; UserError where it cannot act or, with env_id, not there."""
     policy = load_saved(path, flag, {"env_id": env_id} if env_id else {})
     if policy.get("kind") not in ("deterministic", "gaussian", "tanh_gaussian"):
-        raise UserError(
-            f"{flag} {path}: its kind is {policy.get('kind')}, which no policy of this project has; give one."
-        )
+        raise UserError(f"{flag} {path}: its kind is {policy.get('kind')}, which no policy.pt has; give another.")
     try:
         envs = make_envs(policy["env_id"], 1, policy["max_episode_steps"], 0, 1)
         act = load_any_actor(policy, envs.action_low, envs.action_high)
-        finite = np.isfinite(act(envs.reset(), torch.zeros(1, envs.action_dim))).all()
+        action = act(envs.reset(), torch.zeros(1, envs.action_dim))
+        if not np.isfinite(action).all():
+            raise UserError(f"{flag} {path}: its actions are not finite; give a policy of a run that did not diverge.")
+        envs.step(action)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"{flag} {path}: its content is damaged ({type(error).__name__}); give another.") from None
-    if not finite:
-        raise UserError(f"{flag} {path}: its actions are not finite; give a policy of a run that did not diverge.")
     return policy
 
 
@@ -611,7 +578,7 @@ def play(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0
     """
     envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
     act = load_any_actor(policy, envs.action_low, envs.action_high)
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     obs = envs.reset()
     rewards, running = [], np.ones(episodes, bool)
     while running.any():
@@ -632,11 +599,9 @@ def compare_policies(
 ) -> list[np.ndarray]:
     """Play each (title, policy) from the same starts under the first one's time limit, draw their cumulative returns,
     and give the returns (E,) of each."""
-    limit = {"max_episode_steps": policies[0][1]["max_episode_steps"]}
-    played = [
-        (title, play(policy | limit, args.eval_episodes, False, args.seed + 20_000, args.threads))
-        for title, policy in policies
-    ]
+    limit, episodes, seed = policies[0][1]["max_episode_steps"], args.eval_episodes, args.seed + 20_000
+    policies = [(title, policy | {"max_episode_steps": limit}) for title, policy in policies]
+    played = [(title, play(policy, episodes, False, seed, args.threads)) for title, policy in policies]
     plot_cumulative_returns(figure_path, played, demos_mean)
     return [np.nansum(rewards, axis=0) for _, rewards in played]
 
@@ -655,24 +620,43 @@ def save_atomically(content: dict, path: Path) -> None:
 
 
 def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
-    entries."""
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        kind = type(error).__name__
-        raise UserError(
-            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
-        ) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
     for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
         found = content.get(key) if isinstance(content, dict) else None
         if found != value:
-            raise UserError(
-                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
-            )
+            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
     return content
+
+
+def load_checkpoint(path: str, script: str, args_type) -> tuple:
+    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
+    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
+    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
+        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
+    return saved, args_type(**saved["args"])
+
+
+def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
+    """Write everything that the run needs to go on as if it had not stopped."""
+    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
+    for name, part in parts.items():
+        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
+    save_atomically(content | {"progress": progress}, path)
+
+
+def restore(parts: dict, saved: dict, path: str) -> dict:
+    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
+    try:
+        for name, part in parts.items():
+            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
+        return saved["progress"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
 
 
 class MetricsLogger:
@@ -687,28 +671,22 @@ class MetricsLogger:
             self.file = open(path, "a", newline="")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
-        self.writer = csv.DictWriter(self.file, columns)
+        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-        self.wandb = None
         if args.track:
             import wandb
 
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
+            run_id = saved["wandb_id"] if saved else None
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name,
-                    entity=args.wandb_entity or None,
-                    name=run_dir.name,
-                    id=saved["wandb_id"] if saved else None,
-                    resume="allow",
-                    dir=str(run_dir),
-                    config=dataclasses.asdict(args),
-                )
+                config = dataclasses.asdict(args)
+                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
             except Exception as error:  # W&B fails in many ways
-                message = str(error).splitlines()[0]
-                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -741,23 +719,16 @@ def make_run_dir(args) -> Path:
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
 def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
     if bad:
-        kept = (
-            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
-        )
-        raise UserError(
-            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
-            "lower the learning rates."
-        )
+        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
+        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -772,22 +743,10 @@ def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
     return [int(row["global_step"]) for row in rows], [float(row[name]) for row in rows]
 
 
-def new_figure(panels: int, width: float = 5.5, **options):
-    """(figure, list of axes) of panels side by side, drawn without a display."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, panels, figsize=(width * panels, 4), layout="constrained", squeeze=False, **options)
-    return figure, list(axes[0])
-
-
-def save_figure(figure, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def new_figure(panels: int, width: float = 5.5, **options) -> tuple[Figure, list]:
+    """A figure of panels side by side, and its axes."""
+    figure = Figure(figsize=(width * panels, 4), layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
 
 
 def plot_curves(run_dir: Path, loss_name: str, demos_mean: float, expert_mean: float) -> None:
@@ -806,7 +765,7 @@ def plot_curves(run_dir: Path, loss_name: str, demos_mean: float, expert_mean: f
     label = {"mse": "mean squared error", "nll": "negative log-likelihood (nats)"}[loss_name]
     right.set(xlabel="gradient steps", ylabel=label, title="Loss", yscale="log" if loss_name == "mse" else "linear")
     right.legend(loc="upper right")
-    save_figure(figure, run_dir / "curves.png")
+    figure.savefig(run_dir / "curves.png", dpi=120)
 
 
 def plot_cumulative_returns(path: Path, played: list[tuple[str, np.ndarray]], demos_mean: float) -> None:
@@ -824,7 +783,7 @@ def plot_cumulative_returns(path: Path, played: list[tuple[str, np.ndarray]], de
         ax.set(xlabel="step of the episode", ylabel="return so far")
         ax.set_title(f"{title}\n{describe(so_far[-1], demos_mean)}", fontsize="medium")
         ax.legend(loc="upper left")
-    save_figure(figure, path)
+    figure.savefig(path, dpi=120)
 
 
 def short_name(path: str) -> str:
@@ -850,10 +809,8 @@ def record_gif(policy: dict, path: Path, seed: int) -> None:
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
-        raise UserError(
-            f"--capture-video: no headless OpenGL here ({type(error).__name__}); install libegl1 and libgl1-mesa-dri, "
-            "or leave the flag out."
-        ) from None
+        reason = type(error).__name__
+        raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
     act, ended = load_any_actor(policy, env.action_space.low, env.action_space.high), False
     while not ended:
         obs, _, terminated, truncated, _ = env.step(act(obs, torch.zeros(env.action_space.shape)))
@@ -871,10 +828,9 @@ def train(args: Args, quiet: bool = False) -> dict:
     torch.set_num_threads(1)  # minibatches this small run slower on more, and the study runs several trainings at once
     resume_path, saved = args.resume, None
     if resume_path:
-        saved = load_saved(resume_path, "--resume", {"script": "bc"})
-        args = Args(**saved["args"])
+        saved, args = load_checkpoint(resume_path, "bc", Args)
     check_args(args)
-    device = select_device(args.cuda)
+    device = torch.device("cuda" if args.cuda else "cpu")
     rng = np.random.default_rng(args.seed)
     demos = load_demos(args.demos, args.env_id, args.num_demos, rng, ("actions", "rewards"))
     max_episode_steps = demos.metadata["max_episode_steps"]
@@ -885,29 +841,18 @@ def train(args: Args, quiet: bool = False) -> dict:
     held_out = split_episodes(len(demos.lengths), args.val_fraction, rng)
     pairs = make_pairs(demos, held_out, envs, device)
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
     sizes = [envs.obs_dim, *[args.hidden_size] * args.hidden_layers, envs.action_dim]
     model = Cloner(sizes, args.loss == "nll", generator).to(device)
     slow = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    counters = {"step": 0, "seconds": 0.0}
-    evaluations: list[tuple[int, float]] = []  # (gradient step, mean return with the mean action)
-    stateful = {"model": model, "slow": slow, "optimizer": optimizer}
+    parts = {"model": model, "slow": slow, "optimizer": optimizer, "generator": generator}
+    progress = {"step": 0, "seconds": 0.0, "evaluations": []}  # of (gradient step, mean return with the mean action)
     if saved:
-        run_dir = Path(resume_path).parent
-        for name, part in stateful.items():
-            part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"])
-        counters, evaluations = saved["counters"], [tuple(pair) for pair in saved["evaluations"]]
+        run_dir, progress = Path(resume_path).parent, restore(parts, saved, resume_path)
     else:
         run_dir = make_run_dir(args)
-    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
-
-    def save_checkpoint() -> None:
-        content = {name: part.state_dict() for name, part in stateful.items()}
-        content |= {"format_version": FORMAT_VERSION, "script": "bc", "args": dataclasses.asdict(args)}
-        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
-        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
     def export(module: Cloner) -> dict:
         return policy_to_save(module, pairs, args.env_id, max_episode_steps)
@@ -920,77 +865,60 @@ def train(args: Args, quiet: bool = False) -> dict:
             log |= {f"{prefix}fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
         return log | {"eval/vs_expert": returns.mean() / expert_mean}
 
-    progress = tqdm(total=args.gradient_steps, initial=counters["step"], unit="step", disable=True if quiet else None)
-    while counters["step"] < args.gradient_steps:
-        first = counters["step"]
-        last = min((first // args.eval_interval + 1) * args.eval_interval, args.gradient_steps)
+    bar = tqdm(total=args.gradient_steps, initial=progress["step"], unit="step", disable=True if quiet else None)
+    for first in range(progress["step"], args.gradient_steps, args.eval_interval):
+        last = min(first + args.eval_interval, args.gradient_steps)
         clock = time.perf_counter()
         clone(model, slow, optimizer, pairs, args, first, last, generator)
         row = split_losses(model, pairs)
-        counters["step"] = last
-        counters["seconds"] += time.perf_counter() - clock
-        row |= {"global_step": last, "charts/SPS": int(last / counters["seconds"])}
+        progress["step"], progress["seconds"] = last, progress["seconds"] + time.perf_counter() - clock
+        row |= {"global_step": last, "charts/SPS": int(last / progress["seconds"])}
         row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         stop_if_not_finite(row, last, run_dir)
-        played = [returns_of_play(export(x), 20, False, args.seed + 10_000, args.threads) for x in (model, slow)]
-        row |= summarize(*played)
-        evaluations.append((last, row["eval/return_mean"]))
-        progress.set_postfix_str(f"return {row['eval/return_mean']:.0f} (demonstrations {demos_mean:.0f})")
+        row |= summarize(
+            *(returns_of_play(export(x), 20, False, args.seed + 10_000, args.threads) for x in (model, slow))
+        )
+        progress["evaluations"].append((last, row["eval/return_mean"]))
+        bar.set_postfix_str(f"return {row['eval/return_mean']:.0f} (demonstrations {demos_mean:.0f})")
         logger.write(row)
-        progress.update(last - first)
-        save_checkpoint()
-    progress.close()
+        bar.update(last - first)
+        save_checkpoint(run_dir / "checkpoint.pt", "bc", args, parts, progress)
+    bar.close()
 
-    final, final_slow = export(model), export(slow)
+    final, final_slow, seconds = export(model), export(slow), progress["seconds"]
     save_atomically(final, run_dir / "policy.pt")
     save_atomically(final_slow, run_dir / "policy_slow.pt")
     policies = [("behaviour cloning", final)] + ([(short_name(args.compare_with), other)] if other else [])
     returns, *others = compare_policies(policies, args, demos_mean, run_dir / "cumulative_return.png")
     slow_returns = returns_of_play(final_slow, args.eval_episodes, False, args.seed + 20_000, args.threads)
-    best_step, best = max(evaluations, key=lambda pair: pair[1])
-    summary = summarize(returns, slow_returns) | split_losses(model, pairs)
+    rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
+    rows += [("expert, mean action", f"{expert_mean:.0f}"), ("policy", describe(returns, demos_mean))]
+    rows += [("slow policy", describe(slow_returns, demos_mean))]
+    summary = summarize(returns, slow_returns)
     if args.loss == "nll":
         sampled = returns_of_play(final, args.eval_episodes, True, args.seed + 30_000, args.threads)
         summary["eval/return_sampled_mean"] = sampled.mean().item()
-    summary |= {
-        "best/return_mean": best,
-        "best/step": best_step,
-        "demos_return_mean": demos_mean,
-        "expert_return_mean": expert_mean,
-        "train_episodes": int((~held_out).sum()),
-        "val_episodes": int(held_out.sum()),
-        "gradient_steps": args.gradient_steps,
-        "seconds": counters["seconds"],
-        "charts/SPS": args.gradient_steps / counters["seconds"],
-    }
-    row = {name: value for name, value in summary.items() if name.startswith("eval/")}
-    logger.write({"global_step": args.gradient_steps} | row)
+        rows.append(("policy, sampled", describe(sampled, demos_mean)))
+    logger.write({"global_step": args.gradient_steps} | summary)
     logger.close()
-    if others:
-        summary |= {"compare/return_mean": others[0].mean().item(), "compare/return_std": others[0].std().item()}
-        summary |= {"compare/fell_away": fell_away(others[0], demos_mean)} if demos_mean > 0 else {}
+    best_step, best = max(progress["evaluations"], key=lambda pair: pair[1])
+    summary |= split_losses(model, pairs) | {"best/return_mean": best, "best/step": best_step}
+    summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean}
+    summary |= {"train_episodes": int((~held_out).sum()), "val_episodes": int(held_out.sum())}
+    summary |= {"gradient_steps": args.gradient_steps, "seconds": seconds, "charts/SPS": args.gradient_steps / seconds}
+    for x in others:
+        summary |= {"compare/return_mean": x.mean().item(), "compare/return_std": x.std().item()}
+        summary |= {"compare/fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
+        rows.append((short_name(args.compare_with), describe(x, demos_mean)))
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_curves(run_dir, args.loss, demos_mean, expert_mean)
     if args.capture_video:
         record_gif(final, run_dir / "policy.gif", args.seed)
-    if quiet:
-        return summary
     val_loss = f"{summary['bc/val_loss']:.4g}" if "bc/val_loss" in summary else "no episode held out"
-    rows = [
-        ("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)"),
-        ("expert, mean action", f"{expert_mean:.0f}"),
-        ("policy", describe(returns, demos_mean)),
-        ("slow policy", describe(slow_returns, demos_mean)),
-    ]
-    if args.loss == "nll":
-        rows.append(("policy, sampled", describe(sampled, demos_mean)))
-    rows += [(short_name(args.compare_with), describe(x, demos_mean)) for x in others]
-    rows += [
-        ("loss", f"training {summary['bc/train_loss']:.4g}, validation {val_loss}"),
-        ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} gradient steps/s, without evaluations"),
-        ("results", str(run_dir)),
-    ]
-    print_table(rows)
+    rows += [("loss", f"training {summary['bc/train_loss']:.4g}, validation {val_loss}")]
+    rows += [("time", f"{seconds:.0f} s, {summary['charts/SPS']:,.0f} gradient steps/s, without evaluations")]
+    if not quiet:
+        print_table([*rows, ("results", str(run_dir))])
     return summary
 
 
@@ -1008,8 +936,9 @@ def evaluate_saved(args: Args) -> dict:
     try:
         returns = compare_policies(policies, args, demos_mean, figure_path)
     except OSError as error:
+        reason = error.strerror
         raise UserError(
-            f"--evaluate {args.evaluate}: cannot write the figure beside it ({error.strerror}); copy it elsewhere."
+            f"--evaluate {args.evaluate}: no figure fits beside it ({reason}); copy it elsewhere."
         ) from None
     summary = {title: describe(x, demos_mean) for (title, _), x in zip(policies, returns)}
     demos_line = f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({args.demos})"
@@ -1083,15 +1012,11 @@ def open_study(args: Args) -> Path:
     except FileNotFoundError:
         raise UserError(f"--run-name {folder.name}: {folder} exists and holds no study; choose another name.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     changed = sorted(name for name in config.keys() | before.keys() if config.get(name) != before.get(name))
     if changed:
-        raise UserError(
-            f"--run-name {folder.name}: the study in {folder} was begun with another {', '.join(changed)}; choose "
-            "another name or the same settings."
-        )
+        changed = ", ".join(changed)
+        raise UserError(f"--run-name {folder.name}: that study has another {changed}; choose another name or the same.")
     return folder
 
 
@@ -1109,7 +1034,6 @@ def read_study(path: Path) -> list[dict]:
 def study(args: Args) -> list[dict]:
     """--study: every cell that study.csv does not hold yet, then tables and figures; returns the rows."""
     check_args(args)
-    select_device(args.cuda)
     folder = open_study(args)
     cells = study_cells(args, folder)
     path = folder / "study.csv"
@@ -1202,7 +1126,7 @@ def plot_study(folder: Path, rows: list[dict]) -> None:
             title=f"{title} (mean and range of the seeds)",
         )
         figure.legend(loc="outside right center")
-        save_figure(figure, folder / name)
+        figure.savefig(folder / name, dpi=120)
 
 
 def main(argv: list[str]) -> None:

@@ -50,11 +50,13 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode
+from matplotlib.figure import Figure
 from mujoco.batch import Batch
+from torch import Generator, Tensor, nn
+from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -178,23 +180,17 @@ def parse_args(argv: list[str], args_type):
 
 def check_args(args: Train) -> None:
     """Raise UserError for a setting out of range, before anything is written."""
-    positive = [
-        "eval_interval",
-        "checkpoint_interval",
-        "total_timesteps",
-        "num_envs",
-        "updates_per_step",
-        "buffer_size",
-    ]
-    positive += ["batch_size", "hidden_size", "learning_rate"]
+    positive = ["eval_interval", "checkpoint_interval", "total_timesteps", "num_envs", "updates_per_step"]
+    positive += ["buffer_size", "batch_size", "hidden_size", "learning_rate"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, ["seed", "max_episode_steps", "threads", "learning_starts"], "0 or greater", lambda x: x >= 0)
-    if args.total_timesteps <= args.learning_starts or args.learning_starts < 2 * args.num_envs:
-        raise UserError(
-            f"--learning-starts is {args.learning_starts}, expected at least two steps of every env and less than "
-            f"--total-timesteps ({args.total_timesteps}); change one of them."
-        )
+    require_range(args, ["max_episode_steps", "threads", "learning_starts"], "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
+    first, last = 2 * args.num_envs, args.total_timesteps - 1
+    if not first <= args.learning_starts <= last:
+        raise UserError(f"--learning-starts is {args.learning_starts}, expected {first} to {last}; change it.")
+    if args.cuda and not torch.cuda.is_available():
+        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
 
 
 def require_range(args, names: list[str], expected: str, accepts) -> None:
@@ -205,15 +201,6 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
-def select_device(cuda: bool) -> torch.device:
-    """The device asked for; an error rather than a silent fallback when there is no GPU."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError(
-            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
-        )
-    return torch.device("cuda" if cuda else "cpu")
-
-
 # Environments: both classes give the same loop the same things
 
 
@@ -221,9 +208,7 @@ class BatchHalfCheetah:
     """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
     at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
 
-    frame_skip = 5
-    reset_noise = 0.1
-    control_cost = 0.1
+    frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
         xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
@@ -236,8 +221,7 @@ class BatchHalfCheetah:
         self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T
         self.dt = self.frame_skip * self.model.opt.timestep
-        self.elapsed = np.zeros(num_envs, np.int64)
-        self.rng = np.random.default_rng(seed)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng(seed)
 
     def observe(self) -> np.ndarray:
         """(N, O) float64: all positions but the root's x, then all velocities."""
@@ -247,8 +231,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + noise
+        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + position_noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -285,25 +269,18 @@ class GymnasiumEnvs:
     """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
 
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(
-                env_id,
-                num_envs,
-                vectorization_mode="sync",
-                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-                max_episode_steps=max_episode_steps or None,
-            )
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
         except (gym.error.Error, ImportError) as error:
-            raise UserError(
-                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
         obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         for name, space in (("observations", obs_space), ("actions", action_space)):
             if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
                 raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
         self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
-        self.action_low, self.action_high = action_space.low, action_space.high
-        self.seed = seed
+        self.action_low, self.action_high, self.seed = action_space.low, action_space.high, seed
 
     def reset(self) -> np.ndarray:
         return self.envs.reset(seed=self.seed)[0]
@@ -311,11 +288,9 @@ class GymnasiumEnvs:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """As BatchHalfCheetah.step."""
         next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        final_obs = next_obs
-        ended = terminated | truncated
-        if ended.any():
-            final_obs = next_obs.copy()
-            final_obs[ended] = np.stack(info["final_obs"][ended])
+        final_obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs[i] = info["final_obs"][i]
         return next_obs, rewards, terminated, truncated, final_obs
 
     def state_dict(self) -> dict:
@@ -338,7 +313,7 @@ def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, thr
 class TwinCritic(nn.Module):
     """Two independent Q-functions evaluated at once, one batched matrix product a layer: (B, O), (B, A) -> (2, B)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
         sizes = [obs_dim + action_dim, hidden_size, hidden_size, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -347,14 +322,14 @@ class TwinCritic(nn.Module):
             for group, shape in ((self.weights, (2, fan_in, fan_out)), (self.biases, (2, 1, fan_out))):
                 group.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator)))
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([obs, action], dim=-1).expand(2, -1, -1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, F.relu(x) if i else x, weight)
         return x.squeeze(-1)
 
 
-def make_actor(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
+def make_actor(sizes: list[int], generator: Generator) -> nn.Sequential:
     """ReLU network from observations to mean and raw log standard deviation, (B, O) -> (B, 2A)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
@@ -365,9 +340,7 @@ def make_actor(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def sample_action(
-    actor: nn.Module, obs: torch.Tensor, noise: torch.Tensor, noise_scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_action(actor: nn.Module, obs: Tensor, noise: Tensor, noise_scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """tanh(mean + noise_scale * std * noise) in [-1, 1], (B, A), and its log-probability at noise_scale 1, (B,).
 
     The density follows from the change of variables (appendix C), with log(1 - tanh(u)^2) in a form that does not
@@ -399,7 +372,7 @@ class ReplayBuffer:
         obs = self.data["obs"][: self.added]
         self.obs_mean, self.obs_std = obs.mean(0), obs.std(0) + 1e-3
 
-    def standardize(self, obs: torch.Tensor) -> torch.Tensor:
+    def standardize(self, obs: Tensor) -> Tensor:
         return (obs - self.obs_mean) / self.obs_std
 
     def add(self, **transitions: np.ndarray) -> None:
@@ -410,18 +383,14 @@ class ReplayBuffer:
             self.data[name][index] = torch.as_tensor(value, dtype=torch.float32).to(self.data[name].device)
         self.added += count
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def sample(self, batch_size: int, generator: Generator) -> dict[str, Tensor]:
         index = torch.randint(min(self.added, self.size), (batch_size,), generator=generator)
         batch = {name: value[index] for name, value in self.data.items()}
         return batch | {name: self.standardize(batch[name]) for name in ("obs", "next_obs")}
 
     def state_dict(self) -> dict:
-        filled = min(self.added, self.size)
-        statistics = {"obs_mean": self.obs_mean, "obs_std": self.obs_std}
-        return statistics | {
-            "added": self.added,
-            "data": {name: value[:filled].clone() for name, value in self.data.items()},
-        }
+        data = {name: value[: self.added].clone() for name, value in self.data.items()}
+        return {"obs_mean": self.obs_mean, "obs_std": self.obs_std, "added": self.added, "data": data}
 
     def load_state_dict(self, saved: dict) -> None:
         self.added = saved["added"]
@@ -438,24 +407,20 @@ class Learner:
     critic: TwinCritic
     target_critic: TwinCritic
     log_alpha: nn.Parameter  # (), log of the temperature
-    actor_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
-    alpha_optimizer: torch.optim.Optimizer
+    actor_optimizer: Optimizer
+    critic_optimizer: Optimizer
+    alpha_optimizer: Optimizer
     target_entropy: float
 
     @staticmethod
-    def create(
-        args: Train, obs_dim: int, action_dim: int, generator: torch.Generator, device: torch.device
-    ) -> "Learner":
+    def create(args: Train, obs_dim: int, action_dim: int, generator: Generator, device: torch.device) -> "Learner":
         hidden = args.hidden_size
         actor = make_actor([obs_dim, hidden, hidden, 2 * action_dim], generator).to(device)
         critic = TwinCritic(obs_dim, action_dim, hidden, generator).to(device)
         target_critic = copy.deepcopy(critic).requires_grad_(False)
         log_alpha = nn.Parameter(torch.zeros((), device=device))
-        optimizers = [
-            torch.optim.Adam(parameters, lr=args.learning_rate, fused=True)
-            for parameters in (actor.parameters(), critic.parameters(), [log_alpha])
-        ]
+        parameters = (actor.parameters(), critic.parameters(), [log_alpha])
+        optimizers = [Adam(group, lr=args.learning_rate, fused=True) for group in parameters]
         return Learner(actor, critic, target_critic, log_alpha, *optimizers, target_entropy=-float(action_dim))
 
     def state_dict(self) -> dict:
@@ -469,7 +434,7 @@ class Learner:
         self.log_alpha.data.copy_(saved["log_alpha"])
 
 
-def update(learner: Learner, batch: dict[str, torch.Tensor], gamma: float, tau: float, generator) -> torch.Tensor:
+def update(learner: Learner, batch: dict[str, Tensor], gamma: float, tau: float, generator) -> Tensor:
     """One gradient step of critics, actor and temperature, and the target's move. Returns (5,): critic loss, actor
     loss, temperature, its loss, policy entropy."""
     obs, action, alpha = batch["obs"], batch["action"], learner.log_alpha.exp().detach()
@@ -513,17 +478,16 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
     recorded where the environment shows it.
     """
     envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, 0)
-    actor = make_actor(policy["sizes"], torch.Generator())
+    actor = make_actor(policy["sizes"], Generator())
     actor.load_state_dict(policy["weights"])
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     steps = [[] for _ in range(episodes)]  # per episode: (obs, action, reward, qpos, qvel)
     finals, ends = [None] * episodes, [None] * episodes
     obs = envs.reset()
     while None in finals:
         noise = torch.randn((episodes, envs.action_dim), generator=generator)
         x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
-        action = sample_action(actor, x, noise, noise_scale)[0].numpy()
-        action = scale_action(action, envs)
+        action = scale_action(sample_action(actor, x, noise, noise_scale)[0].numpy(), envs)
         physics = physics_state(envs)
         next_obs, reward, terminated, truncated, final_obs = envs.step(action)
         for i in range(episodes):
@@ -533,35 +497,24 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
                     finals[i] = (final_obs[i], *(x[i] for x in physics_state(envs, final=True)))
                     ends[i] = (terminated[i], truncated[i])
         obs = next_obs
-    fields = {
-        "observations": [[s[0] for s in episode] + [final[0]] for episode, final in zip(steps, finals)],
-        "actions": [[s[1] for s in episode] for episode in steps],
-        "rewards": [[s[2] for s in episode] for episode in steps],
-    }
-    if len(finals[0]) == 3:
-        fields["qpos"] = [[s[3] for s in episode] + [final[1]] for episode, final in zip(steps, finals)]
-        fields["qvel"] = [[s[4] for s in episode] + [final[2]] for episode, final in zip(steps, finals)]
+    fields = {"observations": [[s[0] for s in episode] + [final[0]] for episode, final in zip(steps, finals)]}
+    fields |= {name: [[s[k] for s in episode] for episode in steps] for k, name in ((1, "actions"), (2, "rewards"))}
+    for k, name in ((1, "qpos"), (2, "qvel")) if len(finals[0]) == 3 else ():
+        fields[name] = [[s[k + 2] for s in episode] + [final[k]] for episode, final in zip(steps, finals)]
     arrays = {name: np.concatenate([np.asarray(episode) for episode in field]) for name, field in fields.items()}
     arrays |= {name: arrays[name].astype(np.float32) for name in ("observations", "actions", "rewards")}
     arrays["terminated"], arrays["truncated"] = np.array(ends).T
-    arrays["lengths"] = np.array([len(episode) for episode in steps], np.int64)
-    return arrays
+    return arrays | {"lengths": np.array([len(episode) for episode in steps], np.int64)}
 
 
 def export_expert(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
     """The content of policy.pt, which every script of this project can read."""
-    layers = [layer for layer in actor if isinstance(layer, nn.Linear)]
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "tanh_gaussian",  # ReLU layers to mean and raw log_std of a Gaussian squashed into the action bounds
-        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
-        "weights": {name: weight.detach().cpu().clone() for name, weight in actor.state_dict().items()},
-        "obs_mean": buffer.obs_mean.cpu(),
-        "obs_std": buffer.obs_std.cpu(),
-        "obs_clip": math.inf,
-        "env_id": args.env_id,
-        "max_episode_steps": args.max_episode_steps,
-    }
+    sizes = [actor[0].in_features, *(layer.out_features for layer in actor if isinstance(layer, nn.Linear))]
+    # tanh_gaussian: ReLU layers to mean and raw log_std of a Gaussian squashed into the action bounds
+    policy = {"format_version": FORMAT_VERSION, "kind": "tanh_gaussian", "env_id": args.env_id, "sizes": sizes}
+    policy |= {"weights": {name: weight.detach().cpu().clone() for name, weight in actor.state_dict().items()}}
+    policy |= {"obs_mean": buffer.obs_mean.cpu(), "obs_std": buffer.obs_std.cpu(), "obs_clip": math.inf}
+    return policy | {"max_episode_steps": args.max_episode_steps}
 
 
 def physics_state(envs, final: bool = False) -> tuple[np.ndarray, ...]:
@@ -585,20 +538,14 @@ def record_sets(policy: dict, folder: Path, episodes: int, seed: int) -> dict[st
     """Write the five demonstration sets; returns the episodes' returns in each, (E,)."""
     expert_returns = returns_of(record_episodes(policy, 0.0, 100, seed + 1000))
     tensors = [*policy["weights"].values(), policy["obs_mean"], policy["obs_std"]]
-    weights = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-    returns = {"expert": expert_returns}
+    sha256 = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+    returns = {"expert": expert_returns}  # of the mean action, over 100 episodes
     for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
         arrays = record_episodes(policy, noise_scale, episodes, seed + 50_000 + i)  # no training starts from these
         returns[level] = returns_of(arrays)
-        metadata = {
-            "env_id": policy["env_id"],
-            "max_episode_steps": policy["max_episode_steps"],
-            "noise_scale": noise_scale,
-            "seed": seed + 50_000 + i,
-            "expert_sha256": hashlib.sha256(weights).hexdigest(),
-            "expert_return_mean": expert_returns.mean(),  # of the mean action, over 100 episodes
-            "expert_return_std": expert_returns.std(),
-        }
+        metadata = {name: policy[name] for name in ("env_id", "max_episode_steps")}
+        metadata |= {"noise_scale": noise_scale, "seed": seed + 50_000 + i, "expert_sha256": sha256}
+        metadata |= {"expert_return_mean": expert_returns.mean(), "expert_return_std": expert_returns.std()}
         save_demos(folder / f"{policy['env_id'].lower()}_sac_{level}.npz", arrays, metadata)
     return returns
 
@@ -631,8 +578,7 @@ class Demos:
     @property
     def obs_before_step(self) -> np.ndarray:
         """(L, O): the observation each action answered, i.e. all but the final ones."""
-        final = np.cumsum(self.lengths + 1) - 1
-        return np.delete(self.observations, final, axis=0)
+        return np.delete(self.observations, np.cumsum(self.lengths + 1) - 1, axis=0)
 
     @property
     def returns(self) -> np.ndarray:
@@ -649,49 +595,44 @@ def load_demos(
 
     Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
     """
-    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"--demos {path}: {problem}; give a set of collect_expert_sac.py (see data/README.md).")
+
     try:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         metadata = json.loads(str(fields.pop("metadata")[()]))
-    except FileNotFoundError:
-        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(
-            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
-        ) from None
+        require(False, f"not a readable demonstration set ({getattr(error, 'strerror', None) or type(error).__name__})")
 
-    for name in {"observations", "terminated", "truncated", "lengths", *required}:
-        if name not in fields:
-            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
-    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
-    if env_id and metadata.get("env_id") != env_id:
-        raise UserError(
-            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
-        )
-    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
-    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
-        raise UserError(
-            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
-        )
+    for name in ("observations", "terminated", "truncated", "lengths", *required):
+        require(name in fields, f"the field '{name}' is missing, and this script needs it")
+    versioned = isinstance(metadata, dict) and metadata.get("format_version") == FORMAT_VERSION
+    require(versioned, f"its format version is not {FORMAT_VERSION}")
+    recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
+    require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
+    require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
+    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
     lengths = fields["lengths"]
-    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
-        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
+    require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
     rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
-        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
-            found = f"{array.dtype} of shape {array.shape}"
-            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
-        if name in ("observations", *required) and not np.isfinite(array).all():
-            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+        if array is not None:
+            fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
+            require(
+                fits and array.dtype.kind in "fb",
+                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
+            )
+        if name in ("observations", *required):
+            require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
-        raise UserError(
-            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
-        )
+        raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
     chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
     of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
@@ -728,21 +669,15 @@ def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
         columns = [
             [np.array([step[key] for step in steps], np.float64) for key in PICKLE_KEYS] for steps in trajectories
         ]
-    except FileNotFoundError:
-        raise UserError(f"--source {path}: there is no such file; give one of the author's .pkl files.") from None
+        lengths = np.array([len(reward) for _, _, reward in columns], np.int64)
+        envs = BatchHalfCheetah(len(columns), 1000, 0, 1)
+        for states, actions, _ in columns:
+            if states.shape[1:] != (envs.obs_dim,) or actions.shape[1:] != (envs.action_dim,):
+                raise ValueError("expected states of 17 numbers and actions of 6")
     except Exception as error:  # a pickle can fail in any way
         raise UserError(
-            f"--source {path}: not a list of trajectories, each a list of {{state, action, reward, done}} ({error}); "
-            "give one of the author's .pkl files."
+            f"--source {path}: not a pickle of HalfCheetah-v4 ({error}); give one of the author's."
         ) from None
-    lengths = np.array([len(reward) for _, _, reward in columns], np.int64)
-    envs = BatchHalfCheetah(len(columns) or 1, 1000, 0, 1)
-    if not len(columns) or any(
-        s.shape[1:] != (envs.obs_dim,) or a.shape[1:] != (envs.action_dim,) for s, a, _ in columns
-    ):
-        raise UserError(
-            f"--source {path}: expected episodes with states of 17 numbers and actions of 6; give such a file."
-        )
     envs.reset()
     for i, (states, _, _) in enumerate(columns):
         envs.qpos[i, 1:], envs.qvel[i] = np.split(states[-1], [envs.model.nq - 1])
@@ -752,67 +687,64 @@ def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
         observations.append(np.vstack([states, final]))
         x = np.cumsum((rewards + envs.control_cost * np.square(actions).sum(1)) * envs.dt)
         qpos.append(np.column_stack([np.append(0.0, x), observations[-1][:, : envs.model.nq - 1]]))
-    observations = np.concatenate(observations)
-    return {
-        "observations": observations.astype(np.float32),
-        "actions": np.concatenate([actions for _, actions, _ in columns]).astype(np.float32),
-        "rewards": np.concatenate([rewards for _, _, rewards in columns]).astype(np.float32),
-        "qpos": np.concatenate(qpos),
-        "qvel": observations[:, envs.model.nq - 1 :],
-        "lengths": lengths,
-        "terminated": np.zeros(len(lengths), bool),
-        "truncated": np.ones(len(lengths), bool),
-    }
+    observations, qpos = np.concatenate(observations), np.concatenate(qpos)
+    actions, rewards = (np.concatenate([column[k] for column in columns]).astype(np.float32) for k in (1, 2))
+    fields = {"observations": observations.astype(np.float32), "actions": actions, "rewards": rewards}
+    fields |= {"qpos": qpos, "qvel": observations[:, envs.model.nq - 1 :], "lengths": lengths}
+    return fields | {"terminated": np.zeros(len(lengths), bool), "truncated": np.ones(len(lengths), bool)}
 
 
 def convert(args: Convert) -> None:
     """.pkl to .npz or back. Going to a pickle drops what it has no place for: final observations, physics, metadata."""
-    ends = Path(args.source).suffix, Path(args.target).suffix
-    if ends == (".pkl", ".npz"):
+    source, target = Path(args.source), Path(args.target)
+    if {source.suffix, target.suffix} != {".pkl", ".npz"}:
+        raise UserError(f"--source {source} and --target {target}: expected one .pkl and one .npz; rename them.")
+    if source.suffix == ".pkl":
         arrays = pickle_to_arrays(args.source)
         metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": int(arrays["lengths"].max()), "noise_scale": None}
-        save_demos(Path(args.target), arrays, metadata)
-    elif ends == (".npz", ".pkl"):
-        demos = load_demos(args.source, None, 0, np.random.default_rng(), ("actions", "rewards"))
-        splits = np.cumsum(demos.lengths)[:-1]
-        columns = [np.split(x, splits) for x in (demos.obs_before_step, demos.actions, demos.rewards)]
-        trajectories = []
-        for states, actions, rewards in zip(*columns):
-            done = np.arange(len(rewards)) == len(rewards) - 1
-            trajectories.append(
-                [dict(zip((*PICKLE_KEYS, "done"), step)) for step in zip(states, actions, rewards, done)]
-            )
-        with open(args.target, "wb") as file:
-            pickle.dump(trajectories, file)
+        prepare_file(target, "--target")
+        save_demos(target, arrays, metadata)
     else:
-        raise UserError(
-            f"--source {args.source} and --target {args.target}: expected one .pkl and one .npz; rename them."
-        )
-    print(f"wrote {args.target}")
+        demos = load_demos(args.source, None, 0, np.random.default_rng(), ("actions", "rewards"))
+        splits, trajectories = np.cumsum(demos.lengths)[:-1], []
+        columns = [np.split(x, splits) for x in (demos.obs_before_step, demos.actions, demos.rewards)]
+        for states, actions, rewards in zip(*columns):
+            steps = zip(states, actions, rewards, np.arange(len(rewards)) == len(rewards) - 1)
+            trajectories.append([dict(zip((*PICKLE_KEYS, "done"), step)) for step in steps])
+        prepare_file(target, "--target")
+        with open(target, "wb") as file:
+            pickle.dump(trajectories, file)
+    print(f"wrote {target}")
+
+
+def prepare_file(path: Path, flag: str) -> None:
+    """Make the folder that a file is to be written into; UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another place.") from None
 
 
 def inspect(args: Inspect) -> None:
     """Print a table of a demonstration set and draw its returns, their growth over an episode, and its actions."""
     demos = load_demos(args.demos, None, 0, np.random.default_rng(), ("actions", "rewards"))
     returns, metadata = demos.returns, demos.metadata
-    print_table(
-        [
-            ("file", args.demos),
-            ("environment", f"{metadata['env_id']}, at most {metadata['max_episode_steps']} steps an episode"),
-            ("episodes", f"{len(returns)}, of {demos.lengths.min()} to {demos.lengths.max()} steps"),
-            ("return", f"{returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}"),
-            ("ended by", f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"),
-            ("actions beyond 0.99", f"{(np.abs(demos.actions) > 0.99).mean():.1%}"),
-            ("physics state", "yes" if demos.qpos is not None else "no (no frames can be rendered)"),
-            ("made with", json.dumps({k: v for k, v in metadata.items() if k not in ("env_id", "max_episode_steps")})),
-        ]
-    )
-    import matplotlib
+    rows = [("file", args.demos)]
+    rows += [("environment", f"{metadata['env_id']}, at most {metadata['max_episode_steps']} steps an episode")]
+    rows += [("episodes", f"{len(returns)}, of {demos.lengths.min()} to {demos.lengths.max()} steps")]
+    spread = f"{returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}"
+    rows += [
+        ("return", spread),
+        ("ended by", f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"),
+    ]
+    rows += [("actions beyond 0.99", f"{(np.abs(demos.actions) > 0.99).mean():.1%}")]
+    rows += [("physics state", "yes" if demos.qpos is not None else "no (no frames can be rendered)")]
+    made_with = {k: v for k, v in metadata.items() if k not in ("env_id", "max_episode_steps")}
+    print_table([*rows, ("made with", json.dumps(made_with))])
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.hist(returns, bins=20, color="tab:blue")
     left.set(xlabel="return of an episode", ylabel="episodes", title=f"Returns, mean {returns.mean():.0f}")
     for rewards in np.split(demos.rewards, np.cumsum(demos.lengths)[:-1]):
@@ -820,6 +752,7 @@ def inspect(args: Inspect) -> None:
     middle.set(xlabel="step of the episode", ylabel="return so far", title="Growth of the return, a line an episode")
     right.violinplot(list(demos.actions.T), showextrema=False)
     right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
+    prepare_file(Path(args.figure), "--figure")
     figure.savefig(args.figure, dpi=120)
     print(f"figure: {args.figure}")
 
@@ -838,24 +771,43 @@ def save_atomically(content: dict, path: Path) -> None:
 
 
 def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
-    entries."""
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        kind = type(error).__name__
-        raise UserError(
-            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
-        ) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
     for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
         found = content.get(key) if isinstance(content, dict) else None
         if found != value:
-            raise UserError(
-                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
-            )
+            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
     return content
+
+
+def load_checkpoint(path: str, script: str, args_type) -> tuple:
+    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
+    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
+    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
+        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
+    return saved, args_type(**saved["args"])
+
+
+def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
+    """Write everything that the run needs to go on as if it had not stopped."""
+    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
+    for name, part in parts.items():
+        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
+    save_atomically(content | {"progress": progress}, path)
+
+
+def restore(parts: dict, saved: dict, path: str) -> dict:
+    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
+    try:
+        for name, part in parts.items():
+            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
+        return saved["progress"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
 
 
 class MetricsLogger:
@@ -870,28 +822,22 @@ class MetricsLogger:
             self.file = open(path, "a", newline="")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
-        self.writer = csv.DictWriter(self.file, columns)
+        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-        self.wandb = None
         if args.track:
             import wandb
 
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
+            run_id = saved["wandb_id"] if saved else None
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name,
-                    entity=args.wandb_entity or None,
-                    name=run_dir.name,
-                    id=saved["wandb_id"] if saved else None,
-                    resume="allow",
-                    dir=str(run_dir),
-                    config=dataclasses.asdict(args),
-                )
+                config = dataclasses.asdict(args)
+                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
             except Exception as error:  # W&B fails in many ways
-                message = str(error).splitlines()[0]
-                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -919,9 +865,7 @@ def make_run_dir(args) -> Path:
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -932,15 +876,10 @@ def crossed(step: int, batch_size: int, interval: int) -> bool:
 
 def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
     if bad:
-        kept = (
-            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
-        )
-        raise UserError(
-            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
-            "lower the learning rates."
-        )
+        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
+        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -959,45 +898,37 @@ def train(args: Train) -> dict:
     """One training, from its start or from a checkpoint to the expert and its sets; returns summary.json's content."""
     resume_path, saved = args.resume, None
     if resume_path:
-        saved = load_saved(resume_path, "--resume", {"script": "collect_expert_sac"})
-        args = Train(**saved["args"])
+        saved, args = load_checkpoint(resume_path, "collect_expert_sac", Train)
     check_args(args)
-    device = select_device(args.cuda)
+    device = torch.device("cuda" if args.cuda else "cpu")
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
     envs = make_envs(args.env_id, args.num_envs, args.max_episode_steps, args.seed, args.threads)
     if not np.isfinite([envs.action_low, envs.action_high]).all():
-        raise UserError(
-            f"--env-id {args.env_id}: its actions have no bounds, and SAC's are bounded; choose another env."
-        )
+        raise UserError(f"--env-id {args.env_id}: its actions have no bounds, and SAC's have; choose another env.")
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
     learner = Learner.create(args, envs.obs_dim, envs.action_dim, generator, device)
     buffer = ReplayBuffer(args.buffer_size, envs.obs_dim, envs.action_dim, device)
     obs, step, seconds, evaluations = envs.reset(), 0, 0.0, []
     finished: deque[float] = deque(maxlen=100)  # returns of the latest episodes
     episode_return = np.zeros(args.num_envs)
+    parts = {"learner": learner, "buffer": buffer, "envs": envs, "generator": generator}
     if saved:
-        run_dir = Path(resume_path).parent
-        for name, part in (("learner", learner), ("buffer", buffer), ("envs", envs)):
-            part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"])
-        step, seconds, evaluations = saved["step"], saved["seconds"], [tuple(pair) for pair in saved["evaluations"]]
-        finished.extend(saved["finished"])
+        run_dir, progress = Path(resume_path).parent, restore(parts, saved, resume_path)
+        step, seconds, evaluations = (progress[name] for name in ("step", "seconds", "evaluations"))
+        finished.extend(progress["finished"])
         if saved["envs"]:  # otherwise the environments could not be saved, and new episodes begin
-            obs, episode_return = saved["obs"].numpy(), saved["episode_return"].numpy()
+            obs, episode_return = progress["obs"].numpy(), progress["episode_return"].numpy()
     else:
         run_dir = make_run_dir(args)
-    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
-    def save_checkpoint() -> None:
-        content = {"format_version": FORMAT_VERSION, "script": "collect_expert_sac", "args": dataclasses.asdict(args)}
-        content |= {"learner": learner.state_dict(), "buffer": buffer.state_dict(), "envs": envs.state_dict()}
-        content |= {"generator": generator.get_state(), "step": step, "seconds": seconds, "evaluations": evaluations}
-        content |= {"obs": torch.from_numpy(obs), "episode_return": torch.from_numpy(episode_return)}
-        content |= {"finished": list(finished), "logger": logger.state_dict()}
-        save_atomically(content, run_dir / "checkpoint.pt")
+    def checkpoint() -> None:
+        progress = {"step": step, "seconds": seconds, "evaluations": evaluations, "finished": list(finished)}
+        progress |= {"obs": torch.from_numpy(obs), "episode_return": torch.from_numpy(episode_return)}
+        save_checkpoint(run_dir / "checkpoint.pt", "collect_expert_sac", args, parts, progress)
 
-    progress = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
+    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
     clock, log, last_row = time.perf_counter(), [], step
     while step < args.total_timesteps:
         # Act: uniformly at first, then by the policy.
@@ -1046,16 +977,16 @@ def train(args: Train) -> dict:
                 returns = returns_of(record_episodes(policy, 0.0, 20, args.seed + 10_000))
                 evaluations.append((step, returns.mean().item()))
                 row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-                progress.set_postfix_str(f"return {returns.mean():.0f}")
+                bar.set_postfix_str(f"return {returns.mean():.0f}")
             stop_if_not_finite(row, step, run_dir)
             logger.write(row)
             if crossed(step, since_last_row, args.checkpoint_interval):
-                save_checkpoint()
+                checkpoint()
             clock = time.perf_counter()
-        progress.update(args.num_envs)
-    progress.close()
+        bar.update(args.num_envs)
+    bar.close()
     seconds += time.perf_counter() - clock
-    save_checkpoint()
+    checkpoint()
 
     policy = export_expert(learner.actor, buffer, args)
     save_atomically(policy, run_dir / "policy.pt")
@@ -1079,15 +1010,16 @@ def print_sets(returns: dict[str, np.ndarray], more: list[tuple[str, str]]) -> N
 def collect(args: Collect) -> None:
     """Record the five sets from a saved expert."""
     require_range(args, ["episodes"], "greater than 0", lambda x: x > 0)
-    require_range(args, ["seed"], "0 or greater", lambda x: x >= 0)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     policy = load_saved(args.expert, "--expert", {"kind": "tanh_gaussian"})
     try:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         returns = record_sets(policy, Path(args.output_dir), args.episodes, args.seed)
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = type(error).__name__
+        raise UserError(f"--expert {args.expert}: its content is damaged ({reason}); give another.") from None
     print_sets(returns, [("results", args.output_dir)])
 
 

@@ -68,6 +68,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from mujoco.batch import Batch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -223,11 +225,12 @@ def check_args(args: Args) -> None:
     positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
     positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "frame_stack", "latent_dim"]
     positive += ["ae_learning_rate", "pretrain_frames"]
-    not_negative = ["seed", "num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
+    not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
     not_negative += ["disc_ent_coef", "pretrain_steps"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     require_range(args, ["image_size"], "of 16 or more that divides by 8", lambda x: x >= 16 and x % 8 == 0)
     require_range(args, ["ae_batch_size"], "of 2 or more that is even", lambda x: x >= 2 and x % 2 == 0)
     rollout = args.num_envs * args.num_steps
@@ -288,8 +291,7 @@ class Demos:
     @property
     def obs_before_step(self) -> np.ndarray:
         """(L, O): the observation each action answered, i.e. all but the final ones."""
-        final = np.cumsum(self.lengths + 1) - 1
-        return np.delete(self.observations, final, axis=0)
+        return np.delete(self.observations, np.cumsum(self.lengths + 1) - 1, axis=0)
 
     @property
     def returns(self) -> np.ndarray:
@@ -306,49 +308,44 @@ def load_demos(
 
     Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
     """
-    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"--demos {path}: {problem}; give a set of collect_expert_sac.py (see data/README.md).")
+
     try:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         metadata = json.loads(str(fields.pop("metadata")[()]))
-    except FileNotFoundError:
-        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(
-            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
-        ) from None
+        require(False, f"not a readable demonstration set ({getattr(error, 'strerror', None) or type(error).__name__})")
 
-    for name in {"observations", "terminated", "truncated", "lengths", *required}:
-        if name not in fields:
-            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
-    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
-    if env_id and metadata.get("env_id") != env_id:
-        raise UserError(
-            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
-        )
-    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
-    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
-        raise UserError(
-            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
-        )
+    for name in ("observations", "terminated", "truncated", "lengths", *required):
+        require(name in fields, f"the field '{name}' is missing, and this script needs it")
+    versioned = isinstance(metadata, dict) and metadata.get("format_version") == FORMAT_VERSION
+    require(versioned, f"its format version is not {FORMAT_VERSION}")
+    recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
+    require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
+    require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
+    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
     lengths = fields["lengths"]
-    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
-        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
+    require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
     rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
-        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
-            found = f"{array.dtype} of shape {array.shape}"
-            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
-        if name in ("observations", *required) and not np.isfinite(array).all():
-            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+        if array is not None:
+            fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
+            require(
+                fits and array.dtype.kind in "fb",
+                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
+            )
+        if name in ("observations", *required):
+            require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
-        raise UserError(
-            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
-        )
+        raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
     chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
     of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
@@ -364,9 +361,7 @@ class BatchHalfCheetah:
     """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
     at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
 
-    frame_skip = 5
-    reset_noise = 0.1
-    control_cost = 0.1
+    frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
         xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
@@ -379,8 +374,7 @@ class BatchHalfCheetah:
         self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T
         self.dt = self.frame_skip * self.model.opt.timestep
-        self.elapsed = np.zeros(num_envs, np.int64)
-        self.rng = np.random.default_rng(seed)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng(seed)
 
     def observe(self) -> np.ndarray:
         """(N, O) float64: all positions but the root's x, then all velocities."""
@@ -390,8 +384,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + noise
+        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + position_noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -513,7 +507,7 @@ class Renderer:
 # Networks
 
 
-def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: Generator) -> nn.Sequential:
     """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -529,20 +523,20 @@ class Agent(nn.Module):
     """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
     observations (B, O)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
         self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
 
 
-def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
     z = (action - mean) * torch.exp(-log_std)
     return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
 
 
-def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
@@ -550,15 +544,13 @@ def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
 class Discriminator(nn.Module):
     """Logit of 'this is the expert's': (B, X) standardized input -> (B,). Under WGAN it is the critic's score."""
 
-    def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: torch.Generator):
+    def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: Generator):
         super().__init__()
         self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
-        if spectral_norm:
-            for i, layer in enumerate(self.net):
-                if isinstance(layer, nn.Linear):
-                    self.net[i] = nn.utils.parametrizations.spectral_norm(layer)
+        for i in range(0, len(self.net), 2) if spectral_norm else ():  # the linear layers
+            self.net[i] = nn.utils.parametrizations.spectral_norm(self.net[i])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
 
 
@@ -675,36 +667,34 @@ def window_rows(lengths: np.ndarray, frame_stack: int) -> np.ndarray:
 # The algorithm, as pure functions
 
 
-def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
     return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy; mix is (B, 1) (Gulrajani 2017, eq. 3)."""
+def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017, eq. 3), with one mix
+    and one norm for each of the B inputs, whatever their shape."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
-    return (grad.norm(dim=-1) - 1).square().mean()
+    return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
 
 
-def discriminator_loss(
-    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor, kind: str, ent_coef: float) -> tuple[Tensor, Tensor]:
     """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
 
     bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
     wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
     """
+    loss = policy_logit.mean() - expert_logit.mean()
     if kind == "bce":
         loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
-    else:
-        loss = policy_logit.mean() - expert_logit.mean()
     logits = torch.cat([expert_logit, policy_logit])
     entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
     return loss - ent_coef * entropy, entropy
 
 
-def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+def imitation_reward(logit: Tensor, form: str) -> Tensor:
     """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
     logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
     if form == "softplus":
@@ -718,35 +708,25 @@ class RewardNormalizer:
     def __init__(self, window: int | None = REWARD_WINDOW):
         self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
 
-    def update(self, rewards: torch.Tensor) -> None:
+    def update(self, rewards: Tensor) -> None:
         rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    @property
-    def mean_std(self) -> tuple[float, float]:
-        mean, square = np.mean(self.moments, axis=0)
-        return float(mean), math.sqrt(max(square - mean**2, 0.0))
-
-    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
-        mean, std = self.mean_std
+    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+        mean, square = np.mean(self.moments, axis=0).tolist()
+        std = math.sqrt(max(square - mean**2, 0.0))
         return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
 
     def state_dict(self) -> dict:
         return {"moments": list(self.moments)}
 
     def load_state_dict(self, saved: dict) -> None:
-        self.moments.extend(tuple(pair) for pair in saved["moments"])
+        self.moments.extend(saved["moments"])
 
 
 def compute_gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    next_values: torch.Tensor,
-    terminated: torch.Tensor,
-    ended: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
 
     next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
@@ -754,24 +734,21 @@ def compute_gae(
     Returns advantages and returns (advantages + values).
     """
     deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
-    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
-    advantages = torch.empty_like(rewards)
-    running = torch.zeros_like(rewards[0])
+    decay = gamma * lam * (1 - ended.to(values.dtype))
+    advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         running = deltas[t] + decay[t] * running
         advantages[t] = running
     return advantages, advantages + values
 
 
-def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
-def ppo_value_loss(
-    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
-) -> torch.Tensor:
+def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef: float | None) -> Tensor:
     """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
     loss = (value - returns).square()
     if clip_coef is not None:
@@ -787,14 +764,14 @@ def ppo_value_loss(
 class Rollout:
     """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
 
-    obs: torch.Tensor  # (T, N, O)
-    next_obs: torch.Tensor  # (T, N, O)
-    actions: torch.Tensor  # (T, N, A) as sampled: what PPO's ratio is about
-    executed_actions: torch.Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
-    log_probs: torch.Tensor  # (T, N)
-    env_rewards: torch.Tensor  # (T, N)
-    terminated: torch.Tensor  # (T, N) bool
-    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+    obs: Tensor  # (T, N, O)
+    next_obs: Tensor  # (T, N, O)
+    actions: Tensor  # (T, N, A) as sampled: what PPO's ratio is about
+    executed_actions: Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
+    log_probs: Tensor  # (T, N)
+    env_rewards: Tensor  # (T, N)
+    terminated: Tensor  # (T, N) bool
+    ended: Tensor  # (T, N) bool, terminated or truncated
 
 
 class PixelCollector:
@@ -905,25 +882,18 @@ def random_frames(args: Args, renderer: Renderer, max_episode_steps: int) -> tor
 
 
 def update_discriminator(
-    disc: Discriminator,
-    optimizer: torch.optim.Optimizer,
-    expert: torch.Tensor,
-    policy: torch.Tensor,
-    args: Args,
-    num_steps: int,
-    generator: torch.Generator,
+    disc: nn.Module, optimizer: Optimizer, expert: Tensor, policy: Tensor, args: Args, steps: int, generator: Generator
 ) -> dict[str, float]:
-    """num_steps minibatch steps on expert (L, X) and policy (B, X) inputs; returns the means of what to log."""
-    log = []
-    for _ in range(num_steps):
-        size, device = args.disc_batch_size, expert.device
+    """Minibatch steps on the expert's inputs (L, ...) and the policy's (B, ...); returns the means of what to log."""
+    log, size, device = [], args.disc_batch_size, expert.device
+    for _ in range(steps):
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
         policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
         expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
         loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
         penalty = torch.zeros((), device=device)
         if args.grad_penalty_coef > 0:
-            mix = torch.rand((size, 1), generator=generator).to(device)
+            mix = torch.rand((size, *[1] * (expert.ndim - 1)), generator=generator).to(device)
             penalty = gradient_penalty(disc, expert_x, policy_x, mix)
         optimizer.zero_grad()
         (loss + args.grad_penalty_coef * penalty).backward()
@@ -937,43 +907,33 @@ def update_discriminator(
 
 
 def compute_rewards(
-    rollout: Rollout, logit: torch.Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
-) -> tuple[torch.Tensor, dict[str, float]]:
+    rollout: Rollout, logit: Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
+) -> tuple[Tensor, dict[str, float]]:
     """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
     sources = {"env": rollout.env_rewards}
     log = {"reward/env_mean": rollout.env_rewards.mean().item()}
     if logit is not None:
         sources["gail"] = logit if args.disc_loss == "wgan" else imitation_reward(logit, args.reward_form)
-        log["reward/gail_mean"] = sources["gail"].mean().item()
-        log["reward/gail_std"] = sources["gail"].std().item()
+        log |= {"reward/gail_mean": sources["gail"].mean().item(), "reward/gail_std": sources["gail"].std().item()}
     total = torch.zeros_like(rollout.env_rewards)
     for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
         normalizers[name].update(sources[name])
-        if args.normalize_reward or args.reward_source == "combined":
-            total += normalizers[name].normalize(sources[name], args.center_reward)
-        else:
-            total += sources[name]
+        normalized = normalizers[name].normalize(sources[name], args.center_reward)
+        total += normalized if args.normalize_reward else sources[name]
     return total, log | {"reward/total_mean": total.mean().item()}
 
 
 def update_policy(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    rewards: torch.Tensor,
-    args: Args,
-    generator: torch.Generator,
+    agent: Agent, optimizer: Optimizer, rollout: Rollout, rewards: Tensor, args: Args, generator: Generator
 ) -> dict[str, float]:
     """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
     with torch.no_grad():
         values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
-        advantages, returns = compute_gae(
-            rewards, values, next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
-        )
+        ends = (rollout.terminated, rollout.ended)
+        advantages, returns = compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
         explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
     flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
-    parameters = list(agent.parameters())
-    log = []
+    parameters, log = list(agent.parameters()), []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
         for minibatch in order.tensor_split(args.num_minibatches):
@@ -985,9 +945,8 @@ def update_policy(
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
             entropy = gaussian_entropy(agent.log_std)
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
             optimizer.zero_grad()
-            loss.backward()
+            (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             optimizer.step()
             with torch.no_grad():
@@ -1098,24 +1057,25 @@ def save_atomically(content: dict, path: Path) -> None:
 
 
 def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
-    entries."""
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        kind = type(error).__name__
-        raise UserError(
-            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
-        ) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
     for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
         found = content.get(key) if isinstance(content, dict) else None
         if found != value:
-            raise UserError(
-                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
-            )
+            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
     return content
+
+
+def load_checkpoint(path: str, script: str, args_type) -> tuple:
+    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
+    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
+    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
+        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
+    return saved, args_type(**saved["args"])
 
 
 class MetricsLogger:
@@ -1130,28 +1090,22 @@ class MetricsLogger:
             self.file = open(path, "a", newline="")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
-        self.writer = csv.DictWriter(self.file, columns)
+        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-        self.wandb = None
         if args.track:
             import wandb
 
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
+            run_id = saved["wandb_id"] if saved else None
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name,
-                    entity=args.wandb_entity or None,
-                    name=run_dir.name,
-                    id=saved["wandb_id"] if saved else None,
-                    resume="allow",
-                    dir=str(run_dir),
-                    config=dataclasses.asdict(args),
-                )
+                config = dataclasses.asdict(args)
+                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
             except Exception as error:  # W&B fails in many ways
-                message = str(error).splitlines()[0]
-                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -1265,10 +1219,8 @@ def record_side_by_side(policy: dict, demos: Demos, renderer: Renderer, path: Pa
 
 def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
     """The first env step of two evaluations in a row that reach target; None if there is none."""
-    for (step, value), (_, following) in zip(curve, curve[1:]):
-        if value >= target and following >= target:
-            return step
-    return None
+    pairs = zip(curve, curve[1:])
+    return next((step for (step, value), (_, following) in pairs if min(value, following) >= target), None)
 
 
 def make_run_dir(args) -> Path:
@@ -1281,9 +1233,7 @@ def make_run_dir(args) -> Path:
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -1300,15 +1250,10 @@ def crossed(step: int, batch_size: int, interval: int) -> bool:
 
 def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
     if bad:
-        kept = (
-            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
-        )
-        raise UserError(
-            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
-            "lower the learning rates."
-        )
+        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
+        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -1320,8 +1265,7 @@ def train(args: Args) -> dict:
     """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
     resume_path, saved = args.resume, None
     if resume_path:
-        saved = load_saved(resume_path, "--resume", {"script": "gail_pixels_ae"})
-        args = Args(**saved["args"])
+        saved, args = load_checkpoint(resume_path, "gail_pixels_ae", Args)
     check_args(args)
     device = select_device(args.cuda)
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
@@ -1527,7 +1471,14 @@ def evaluate_pixels_policy(args: Args) -> dict:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
     require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
     device = select_device(args.cuda)
-    policy = restore_policy(load_saved(args.evaluate, "--evaluate", {"kind": "pixels"}), device)
+    content = load_saved(args.evaluate, "--evaluate", {"kind": "pixels"})
+    try:
+        policy = restore_policy(content, device)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = type(error).__name__
+        raise UserError(
+            f"--evaluate {args.evaluate}: damaged or of another version ({reason}); give another."
+        ) from None
     threads, summary = args.threads or len(os.sched_getaffinity(0)), {}
     renderer = Renderer(policy["args"].image_size, threads)
     for name, sampled in (("mean action", False), ("sampled", True)):

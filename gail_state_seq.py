@@ -53,11 +53,13 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode
+from matplotlib.figure import Figure
 from mujoco.batch import Batch
+from torch import Generator, Tensor, nn
+from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -169,6 +171,8 @@ class Args:
     """width of the two hidden layers of the discriminator"""
     grad_penalty_coef: float = 0.1
     """weight of the discriminator's gradient penalty"""
+    disc_ent_coef: float = 0.0
+    """weight of the entropy bonus on the discriminator's output"""
 
 
 class UserError(Exception):
@@ -196,25 +200,22 @@ def check_args(args: Args) -> None:
     positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
     positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
     positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "seq_len"]
-    not_negative = ["seed", "num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
+    not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef", "disc_ent_coef"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     rollout = args.num_envs * args.num_steps
     if 2 * args.num_minibatches > rollout:
-        raise UserError(
-            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
-            "(num-envs x num-steps) and a minibatch needs two; lower it."
-        )
-    if args.discriminator == "transformer" and args.disc_hidden_size % TransformerDiscriminator.heads:
-        raise UserError(
-            f"--disc-hidden-size is {args.disc_hidden_size}, expected a multiple of 4 for the transformer's heads."
-        )
+        raise UserError(f"--num-minibatches is {args.num_minibatches}, but a rollout has {rollout} steps; lower it.")
     if args.total_timesteps < rollout:
-        raise UserError(
-            f"--total-timesteps is {args.total_timesteps}, less than one rollout of {rollout} "
-            "(num-envs x num-steps); raise it or shrink the rollout."
-        )
+        raise UserError(f"--total-timesteps is {args.total_timesteps}, but one rollout takes {rollout}; raise it.")
+    if args.cuda and not torch.cuda.is_available():
+        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+    if args.discriminator == "transformer" and args.disc_hidden_size % TransformerDiscriminator.heads:
+        raise UserError(f"--disc-hidden-size is {args.disc_hidden_size}, expected a multiple of 4, one part a head.")
+    if args.reward_source == "combined" and not args.normalize_reward:
+        raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
 
 
 def require_range(args, names: list[str], expected: str, accepts) -> None:
@@ -223,15 +224,6 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
         value = getattr(args, name)
         if not (math.isfinite(value) and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
-
-
-def select_device(cuda: bool) -> torch.device:
-    """The device asked for; an error rather than a silent fallback when there is no GPU."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError(
-            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
-        )
-    return torch.device("cuda" if cuda else "cpu")
 
 
 # Demonstrations
@@ -254,8 +246,7 @@ class Demos:
     @property
     def obs_before_step(self) -> np.ndarray:
         """(L, O): the observation each action answered, i.e. all but the final ones."""
-        final = np.cumsum(self.lengths + 1) - 1
-        return np.delete(self.observations, final, axis=0)
+        return np.delete(self.observations, np.cumsum(self.lengths + 1) - 1, axis=0)
 
     @property
     def returns(self) -> np.ndarray:
@@ -272,49 +263,44 @@ def load_demos(
 
     Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
     """
-    advice = "give a set written by collect_expert_sac.py (fields: data/README.md)"
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"--demos {path}: {problem}; give a set of collect_expert_sac.py (see data/README.md).")
+
     try:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
         metadata = json.loads(str(fields.pop("metadata")[()]))
-    except FileNotFoundError:
-        raise UserError(f"--demos {path}: there is no such file; {advice}.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(
-            f"--demos {path}: not a readable demonstration set ({type(error).__name__}); {advice}."
-        ) from None
+        require(False, f"not a readable demonstration set ({getattr(error, 'strerror', None) or type(error).__name__})")
 
-    for name in {"observations", "terminated", "truncated", "lengths", *required}:
-        if name not in fields:
-            raise UserError(f"--demos {path}: the field '{name}' is missing, and this script needs it; {advice}.")
-    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"--demos {path}: its format version is not {FORMAT_VERSION}; {advice}.")
-    if env_id and metadata.get("env_id") != env_id:
-        raise UserError(
-            f"--demos {path}: recorded in {metadata.get('env_id')}, but --env-id is {env_id}; make the two agree."
-        )
-    limit, expert_mean = metadata.get("max_episode_steps"), metadata.get("expert_return_mean", math.nan)
-    if not isinstance(limit, int) or limit < 1 or not isinstance(expert_mean, float):
-        raise UserError(
-            f"--demos {path}: its metadata has no max_episode_steps of 1 or more, or an odd return; {advice}."
-        )
+    for name in ("observations", "terminated", "truncated", "lengths", *required):
+        require(name in fields, f"the field '{name}' is missing, and this script needs it")
+    versioned = isinstance(metadata, dict) and metadata.get("format_version") == FORMAT_VERSION
+    require(versioned, f"its format version is not {FORMAT_VERSION}")
+    recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
+    require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
+    require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
+    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
     lengths = fields["lengths"]
-    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind != "i" or lengths.min() < 1:
-        raise UserError(f"--demos {path}: 'lengths' must hold at least one episode, each of 1 step or more; {advice}.")
+    counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
+    require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
     rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
-        if array is not None and (array.ndim != ndim or len(array) != count or array.dtype.kind not in "fb"):
-            found = f"{array.dtype} of shape {array.shape}"
-            raise UserError(f"--demos {path}: '{name}' is {found}, but 'lengths' asks for {count} rows; {advice}.")
-        if name in ("observations", *required) and not np.isfinite(array).all():
-            raise UserError(f"--demos {path}: '{name}' holds NaN or infinity, expected finite numbers; {advice}.")
+        if array is not None:
+            fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
+            require(
+                fits and array.dtype.kind in "fb",
+                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
+            )
+        if name in ("observations", *required):
+            require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
-        raise UserError(
-            f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) to {episodes}."
-        )
+        raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
     chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
     of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
@@ -330,9 +316,7 @@ class BatchHalfCheetah:
     """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
     at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
 
-    frame_skip = 5
-    reset_noise = 0.1
-    control_cost = 0.1
+    frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
         xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
@@ -345,8 +329,7 @@ class BatchHalfCheetah:
         self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T
         self.dt = self.frame_skip * self.model.opt.timestep
-        self.elapsed = np.zeros(num_envs, np.int64)
-        self.rng = np.random.default_rng(seed)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng(seed)
 
     def observe(self) -> np.ndarray:
         """(N, O) float64: all positions but the root's x, then all velocities."""
@@ -356,8 +339,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + noise
+        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + position_noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -394,25 +377,18 @@ class GymnasiumEnvs:
     """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
 
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
+        options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(
-                env_id,
-                num_envs,
-                vectorization_mode="sync",
-                vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-                max_episode_steps=max_episode_steps or None,
-            )
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
         except (gym.error.Error, ImportError) as error:
-            raise UserError(
-                f"--env-id {env_id}: {str(error).splitlines()[0]}; give a registered gymnasium id."
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
         obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         for name, space in (("observations", obs_space), ("actions", action_space)):
             if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
                 raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
         self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
-        self.action_low, self.action_high = action_space.low, action_space.high
-        self.seed = seed
+        self.action_low, self.action_high, self.seed = action_space.low, action_space.high, seed
 
     def reset(self) -> np.ndarray:
         return self.envs.reset(seed=self.seed)[0]
@@ -420,11 +396,9 @@ class GymnasiumEnvs:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """As BatchHalfCheetah.step."""
         next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        final_obs = next_obs
-        ended = terminated | truncated
-        if ended.any():
-            final_obs = next_obs.copy()
-            final_obs[ended] = np.stack(info["final_obs"][ended])
+        final_obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs[i] = info["final_obs"][i]
         return next_obs, rewards, terminated, truncated, final_obs
 
     def state_dict(self) -> dict:
@@ -444,7 +418,7 @@ def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, thr
 # Networks
 
 
-def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: Generator) -> nn.Sequential:
     """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -460,20 +434,20 @@ class Agent(nn.Module):
     """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
     observations (B, O)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: torch.Generator):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
         self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
 
 
-def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
     z = (action - mean) * torch.exp(-log_std)
     return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
 
 
-def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
@@ -481,16 +455,12 @@ def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
 class MLPDiscriminator(nn.Module):
     """Logit of 'this window is the expert's' from all its tokens side by side: (..., N, X) -> (...)."""
 
-    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: torch.Generator):
+    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
         super().__init__()
         self.net = mlp([seq_len * token_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+    def forward(self, windows: Tensor) -> Tensor:
         return self.net(windows.flatten(-2)).squeeze(-1)
-
-    def score(self, stream: "Stream") -> torch.Tensor:
-        """Logits (T, B) of every step's window."""
-        return self(make_windows(stream, self.net[0].in_features // stream.tokens.shape[-1]))
 
 
 class TransformerDiscriminator(nn.Module):
@@ -500,29 +470,27 @@ class TransformerDiscriminator(nn.Module):
 
     heads = 4
 
-    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: torch.Generator):
+    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
         super().__init__()
         self.embed = mlp([token_dim, hidden_size, hidden_size], nn.ReLU, 1.0, generator)
         self.query, self.key, self.value = (mlp([hidden_size, hidden_size], nn.ReLU, 1.0, generator) for _ in range(3))
         self.distance_bias = nn.Parameter(torch.zeros(self.heads, seq_len))  # [h, d]: d steps before the newest token
         self.head = mlp([2 * hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
 
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """(..., N, H) -> (..., heads, N, H / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+    def forward(self, windows: Tensor) -> Tensor:
         embedded = self.embed(windows)  # (..., N, H)
         newest = embedded[..., -1:, :]
-        query, key, value = (
-            self.split_heads(layer(x))
-            for layer, x in ((self.query, newest), (self.key, embedded), (self.value, embedded))
-        )
+        query = self.split_heads(self.query(newest))
+        key, value = (self.split_heads(layer(embedded)) for layer in (self.key, self.value))
         logits = (query * key).sum(-1) / math.sqrt(key.shape[-1]) + self.distance_bias.flip(-1)  # (..., heads, N)
         answer = (torch.softmax(logits, -1).unsqueeze(-1) * value).sum(-2).flatten(-2)  # (..., H)
         return self.head(torch.cat([newest.squeeze(-2), answer], -1)).squeeze(-1)
 
-    def score(self, stream: "Stream") -> torch.Tensor:
+    def score(self, stream: "Stream") -> Tensor:
         """Logits (T, B) of every step's window in one banded pass: each token is embedded once, step t attends to its
         new token and to tokens t-N+2 ... t of its episode. The repeated first state of an early window is one key whose
         biases add up, since copies share key and value: sum_d exp(qk + b_d) = exp(qk + logsumexp_d b_d)."""
@@ -538,14 +506,12 @@ class TransformerDiscriminator(nn.Module):
         visible = (j <= t) & (j >= t - seq_len + 2) & (j >= start)  # (B, T, T)
         # The first token of the episode stands for itself and for all its copies further back in the window.
         tail = self.distance_bias.flip(-1).logcumsumexp(-1).flip(-1)  # [h, d]: logsumexp of the biases from d on
-        oldest = torch.maximum(start, (t - seq_len + 2)[None]) == j  # first token that the window shows
-        is_first = oldest & (j == start)
+        is_first = (j == start) & (j >= t - seq_len + 2)
         bias = torch.where(is_first[:, None], tail[:, distance], self.distance_bias[:, distance])
         logits = (query @ key.transpose(-1, -2) / scale + bias).masked_fill(~visible[:, None], -math.inf)
         new_logit = (query * new_key).sum(-1, keepdim=True) / scale + self.distance_bias[:, None, :1]
         weights = torch.softmax(torch.cat([logits, new_logit], -1), -1)  # (B, heads, T, T + 1)
-        answer = weights[..., :-1] @ value + weights[..., -1:] * new_value
-        answer = answer.transpose(1, 2).flatten(2)  # (B, T, H)
+        answer = (weights[..., :-1] @ value + weights[..., -1:] * new_value).transpose(1, 2).flatten(2)  # (B, T, H)
         return self.head(torch.cat([new, answer], -1)).squeeze(-1).T[-stream.steps :]
 
 
@@ -559,14 +525,14 @@ class Stream:
     The axis may begin with tokens of earlier rollouts, so that a window reaches back over a rollout's border.
     """
 
-    tokens: torch.Tensor  # (P + T, B, X): what step t started from, s(t), with the action that led there if wanted
-    next_tokens: torch.Tensor  # (P + T, B, X): what it led to, s(t+1), with action t
-    start: torch.Tensor  # (P + T, B) int64: index of the first step of the step's episode
-    end: torch.Tensor  # (P + T, B) int64: index of the last known step of the step's episode
+    tokens: Tensor  # (P + T, B, X): what step t started from, s(t), with the action that led there if wanted
+    next_tokens: Tensor  # (P + T, B, X): what it led to, s(t+1), with action t
+    start: Tensor  # (P + T, B) int64: index of the first step of the step's episode
+    end: Tensor  # (P + T, B) int64: index of the last known step of the step's episode
     steps: int  # T: the steps that get a window, the last ones
 
 
-def make_windows(stream: Stream, seq_len: int, look_ahead: bool = False) -> torch.Tensor:
+def make_windows(stream: Stream, seq_len: int, look_ahead: bool = False) -> Tensor:
     """The N tokens that reward each step: (T, B, N, X).
 
     Looking back: tokens t-N+2 ... t of the step's episode (the first repeated where it has too few), next token t.
@@ -588,48 +554,28 @@ def obs_after_step(demos: Demos) -> np.ndarray:
     return np.delete(demos.observations, np.cumsum(demos.lengths + 1) - demos.lengths - 1, axis=0)
 
 
-def add_actions(
-    states: torch.Tensor, next_states: torch.Tensor, actions: torch.Tensor, first: torch.Tensor, previous: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join each state with the action that led to it: (T, B, O) and (T, B, A) -> two (T, B, O + A).
-
-    first (T, B) marks the first steps of episodes, whose states no action led to (zeros); previous (B, A) is the action
-    before step 0.
-    """
-    led_here = torch.cat([previous[None], actions[:-1]]) * ~first[..., None]
-    return torch.cat([states, led_here], -1), torch.cat([next_states, actions], -1)
-
-
-def episode_bounds(ended: torch.Tensor, age: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the first and of the last known step of each step's episode, (T, B) each; a start may be negative.
-
-    ended (T, B) marks last steps; age (B,) counts the steps that row 0's episodes already had.
-    """
-    steps = len(ended)
-    t = torch.arange(steps, device=ended.device)[:, None].expand_as(ended)
-    begins = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
-    start = torch.where(begins, t, -age[None].expand_as(t)).cummax(0).values
-    end = torch.where(ended, t, steps - 1).flip(0).cummin(0).values.flip(0)
-    return start, end
-
-
 class History:
     """Turns rollouts into streams, remembering the tokens that the next rollout's first windows reach back to."""
 
     def __init__(self, seq_len: int, use_actions: bool, obs_dim: int, action_dim: int, num_envs: int, device):
         self.keep, self.use_actions = max(seq_len - 2, 0), use_actions
         self.tokens = torch.zeros((self.keep, num_envs, obs_dim + action_dim * use_actions), device=device)
-        self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self.action = torch.zeros((num_envs, action_dim), device=device)
+        self.age = torch.zeros(
+            num_envs, dtype=torch.int64, device=device
+        )  # steps that the running episodes already had
+        self.action = torch.zeros((1, num_envs, action_dim), device=device)  # the last one
 
-    def stream(self, obs, next_obs, actions, ended: torch.Tensor) -> Stream:
+    def stream(self, obs: Tensor, next_obs: Tensor, actions: Tensor | None, ended: Tensor) -> Stream:
         """(T, B, O), (T, B, O), (T, B, A) or None, (T, B) -> Stream; to be called once a rollout, in order."""
         steps = len(obs)
-        start, end = episode_bounds(ended, self.age)
-        if self.use_actions:
-            first = start == torch.arange(steps, device=start.device)[:, None]
-            obs, next_obs = add_actions(obs, next_obs, actions, first, self.action)
-            self.action = actions[-1]
+        t = torch.arange(steps, device=obs.device)[:, None].expand_as(ended)
+        begins = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
+        start = torch.where(begins, t, -self.age.expand_as(t)).cummax(0).values  # below 0: in an earlier rollout
+        end = torch.where(ended, t, steps - 1).flip(0).cummin(0).values.flip(0)
+        if self.use_actions:  # each state comes with the action that led to it, zeros at the start of an episode
+            led_here = torch.cat([self.action, actions[:-1]]) * (start != t)[..., None]
+            obs, next_obs = torch.cat([obs, led_here], -1), torch.cat([next_obs, actions], -1)
+            self.action = actions[-1:]
         carried = min(self.keep, int(self.age.max()))  # nothing, where every rollout starts new episodes
         tokens = torch.cat([self.tokens[self.keep - carried :], obs])
         next_tokens = torch.cat([torch.zeros_like(tokens[:carried]), next_obs])
@@ -648,39 +594,34 @@ class History:
 # The algorithm, as pure functions
 
 
-def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
     return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-def window_gradient_penalty(
-    disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor
-) -> torch.Tensor:
-    """Mean of (|dD/dx| - 1)^2 at windows x = mix * expert + (1 - mix) * policy, mix (B, 1, 1); the norm is over the
-    whole window (Gulrajani et al. 2017, equation 3)."""
+def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017, eq. 3), with one mix
+    and one norm for each of the B inputs, whatever their shape."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
     return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
 
 
-def discriminator_loss(
-    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor, kind: str, ent_coef: float) -> tuple[Tensor, Tensor]:
     """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
 
     bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
     wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
     """
+    loss = policy_logit.mean() - expert_logit.mean()
     if kind == "bce":
         loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
-    else:
-        loss = policy_logit.mean() - expert_logit.mean()
     logits = torch.cat([expert_logit, policy_logit])
     entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
     return loss - ent_coef * entropy, entropy
 
 
-def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+def imitation_reward(logit: Tensor, form: str) -> Tensor:
     """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
     logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
     if form == "softplus":
@@ -694,35 +635,25 @@ class RewardNormalizer:
     def __init__(self, window: int | None = REWARD_WINDOW):
         self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
 
-    def update(self, rewards: torch.Tensor) -> None:
+    def update(self, rewards: Tensor) -> None:
         rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    @property
-    def mean_std(self) -> tuple[float, float]:
-        mean, square = np.mean(self.moments, axis=0)
-        return float(mean), math.sqrt(max(square - mean**2, 0.0))
-
-    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
-        mean, std = self.mean_std
+    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+        mean, square = np.mean(self.moments, axis=0).tolist()
+        std = math.sqrt(max(square - mean**2, 0.0))
         return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
 
     def state_dict(self) -> dict:
         return {"moments": list(self.moments)}
 
     def load_state_dict(self, saved: dict) -> None:
-        self.moments.extend(tuple(pair) for pair in saved["moments"])
+        self.moments.extend(saved["moments"])
 
 
 def compute_gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    next_values: torch.Tensor,
-    terminated: torch.Tensor,
-    ended: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
 
     next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
@@ -730,24 +661,21 @@ def compute_gae(
     Returns advantages and returns (advantages + values).
     """
     deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
-    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
-    advantages = torch.empty_like(rewards)
-    running = torch.zeros_like(rewards[0])
+    decay = gamma * lam * (1 - ended.to(values.dtype))
+    advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         running = deltas[t] + decay[t] * running
         advantages[t] = running
     return advantages, advantages + values
 
 
-def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
-def ppo_value_loss(
-    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
-) -> torch.Tensor:
+def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef: float | None) -> Tensor:
     """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
     loss = (value - returns).square()
     if clip_coef is not None:
@@ -763,100 +691,77 @@ def ppo_value_loss(
 class Rollout:
     """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
 
-    obs: torch.Tensor  # (T, N, O)
-    next_obs: torch.Tensor  # (T, N, O)
-    actions: torch.Tensor  # (T, N, A) as sampled: what PPO's ratio is about
-    executed_actions: torch.Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
-    log_probs: torch.Tensor  # (T, N)
-    env_rewards: torch.Tensor  # (T, N)
-    terminated: torch.Tensor  # (T, N) bool
-    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+    obs: Tensor  # (T, N, O)
+    next_obs: Tensor  # (T, N, O)
+    actions: Tensor  # (T, N, A) as sampled: what PPO's ratio is about
+    executed_actions: Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
+    log_probs: Tensor  # (T, N)
+    env_rewards: Tensor  # (T, N)
+    terminated: Tensor  # (T, N) bool
+    ended: Tensor  # (T, N) bool, terminated or truncated
 
 
 class Collector:
     """Steps the environments with the policy and keeps what lasts from one rollout to the next."""
 
-    def __init__(self, envs, obs_mean: torch.Tensor, obs_std: torch.Tensor, device: torch.device):
-        self.envs, self.device = envs, device
-        self.obs_mean, self.obs_std = obs_mean, obs_std
+    def __init__(self, envs, obs_mean: Tensor, obs_std: Tensor, device: torch.device):
+        self.envs, self.obs_mean, self.obs_std, self.device = envs, obs_mean, obs_std, device
         self.obs = envs.reset()  # (N, O) float64
-        self.episode_return = np.zeros(envs.num_envs)
-        self.episode_length = np.zeros(envs.num_envs, np.int64)
+        self.episode_return, self.episode_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
         self.finished: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the latest episodes
 
-    def standardized(self, obs: np.ndarray) -> torch.Tensor:
-        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.device)
-        return standardize(obs, self.obs_mean, self.obs_std)
+    def standardized(self, obs: np.ndarray) -> Tensor:
+        return standardize(torch.from_numpy(obs).float().to(self.device), self.obs_mean, self.obs_std)
 
     @torch.no_grad()
-    def rollout(self, agent: Agent, num_steps: int, generator: torch.Generator) -> Rollout:
+    def rollout(self, agent: Agent, num_steps: int, generator: Generator) -> Rollout:
         """Sample num_steps actions in every environment."""
-        envs = self.envs
-        std = agent.log_std.exp()
+        envs, std, steps = self.envs, agent.log_std.exp(), []
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
-        steps = []
         for t in range(num_steps):
             obs = self.standardized(self.obs)
             mean = agent.actor_mean(obs)
             action = mean + std * noise[t]
             executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
             self.obs, reward, terminated, truncated, final_obs = envs.step(executed)
-            steps.append((obs, action, mean, executed, reward, terminated, terminated | truncated, final_obs))
-            self.count_episodes(reward, terminated | truncated)
-        obs, action, mean = (torch.stack(column) for column in list(zip(*steps))[:3])
-        executed, reward, terminated, ended, final_obs = (np.stack(column) for column in list(zip(*steps))[3:])
-        return Rollout(
-            obs,
-            self.standardized(final_obs),
-            action,
-            torch.as_tensor(executed, dtype=torch.float32).to(self.device),
-            gaussian_log_prob(action, mean, agent.log_std),
-            torch.as_tensor(reward, dtype=torch.float32).to(self.device),
-            torch.as_tensor(terminated).to(self.device),
-            torch.as_tensor(ended).to(self.device),
-        )
-
-    def count_episodes(self, reward: np.ndarray, ended: np.ndarray) -> None:
-        self.episode_return += reward
-        self.episode_length += 1
-        for i in np.flatnonzero(ended):
-            self.finished.append((float(self.episode_return[i]), int(self.episode_length[i])))
-            self.episode_return[i], self.episode_length[i] = 0.0, 0
+            ended = terminated | truncated
+            steps.append((obs, action, mean, executed, reward, terminated, ended, final_obs))
+            self.episode_return += reward
+            self.episode_length += 1
+            self.finished.extend(zip(self.episode_return[ended].tolist(), self.episode_length[ended].tolist()))
+            self.episode_return[ended], self.episode_length[ended] = 0.0, 0
+        columns = list(zip(*steps))
+        obs, action, mean = (torch.stack(column) for column in columns[:3])
+        executed, reward, terminated, ended = (torch.from_numpy(np.stack(x)).to(self.device) for x in columns[3:7])
+        next_obs, log_prob = self.standardized(np.stack(columns[7])), gaussian_log_prob(action, mean, agent.log_std)
+        return Rollout(obs, next_obs, action, executed.float(), log_prob, reward.float(), terminated, ended)
 
     def state_dict(self) -> dict:
-        names = ("obs", "episode_return", "episode_length")
-        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("obs", "episode_return", "episode_length")}
         return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
 
     def load_state_dict(self, saved: dict) -> None:
-        if not saved["envs"]:
-            return  # the environments could not be saved: keep the fresh episodes
-        self.obs = saved["obs"].numpy()
-        self.episode_return, self.episode_length = saved["episode_return"].numpy(), saved["episode_length"].numpy()
-        self.finished.extend(tuple(pair) for pair in saved["finished"])
-        self.envs.load_state_dict(saved["envs"])
+        if saved["envs"]:  # otherwise the environments could not be saved: keep the fresh episodes
+            self.envs.load_state_dict(saved["envs"])
+            self.finished.extend(saved["finished"])
+            for name in ("obs", "episode_return", "episode_length"):
+                setattr(self, name, saved[name].numpy())
 
 
-def update_on_windows(
-    disc: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    expert: torch.Tensor,
-    policy: torch.Tensor,
-    args: Args,
-    generator: torch.Generator,
+def update_discriminator(
+    disc: nn.Module, optimizer: Optimizer, expert: Tensor, policy: Tensor, args: Args, steps: int, generator: Generator
 ) -> dict[str, float]:
-    """Minibatch steps of D on expert (L, N, X) and policy (B, N, X) windows; returns the means of what to log."""
-    log = []
-    for _ in range(args.disc_steps):
-        size, device = args.disc_batch_size, expert.device
+    """Minibatch steps on the expert's inputs (L, ...) and the policy's (B, ...); returns the means of what to log."""
+    log, size, device = [], args.disc_batch_size, expert.device
+    for _ in range(steps):
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
         policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
         expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
-        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, 0.0)
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
         penalty = torch.zeros((), device=device)
         if args.grad_penalty_coef > 0:
-            mix = torch.rand((size, 1, 1), generator=generator).to(device)
-            penalty = window_gradient_penalty(disc, expert_x, policy_x, mix)
+            mix = torch.rand((size, *[1] * (expert.ndim - 1)), generator=generator).to(device)
+            penalty = gradient_penalty(disc, expert_x, policy_x, mix)
         optimizer.zero_grad()
         (loss + args.grad_penalty_coef * penalty).backward()
         optimizer.step()
@@ -869,43 +774,33 @@ def update_on_windows(
 
 
 def compute_rewards(
-    rollout: Rollout, logit: torch.Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
-) -> tuple[torch.Tensor, dict[str, float]]:
+    rollout: Rollout, logit: Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
+) -> tuple[Tensor, dict[str, float]]:
     """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
     sources = {"env": rollout.env_rewards}
     log = {"reward/env_mean": rollout.env_rewards.mean().item()}
     if logit is not None:
         sources["gail"] = logit if args.disc_loss == "wgan" else imitation_reward(logit, args.reward_form)
-        log["reward/gail_mean"] = sources["gail"].mean().item()
-        log["reward/gail_std"] = sources["gail"].std().item()
+        log |= {"reward/gail_mean": sources["gail"].mean().item(), "reward/gail_std": sources["gail"].std().item()}
     total = torch.zeros_like(rollout.env_rewards)
     for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
         normalizers[name].update(sources[name])
-        if args.normalize_reward or args.reward_source == "combined":
-            total += normalizers[name].normalize(sources[name], args.center_reward)
-        else:
-            total += sources[name]
+        normalized = normalizers[name].normalize(sources[name], args.center_reward)
+        total += normalized if args.normalize_reward else sources[name]
     return total, log | {"reward/total_mean": total.mean().item()}
 
 
 def update_policy(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    rewards: torch.Tensor,
-    args: Args,
-    generator: torch.Generator,
+    agent: Agent, optimizer: Optimizer, rollout: Rollout, rewards: Tensor, args: Args, generator: Generator
 ) -> dict[str, float]:
     """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
     with torch.no_grad():
         values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
-        advantages, returns = compute_gae(
-            rewards, values, next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
-        )
+        ends = (rollout.terminated, rollout.ended)
+        advantages, returns = compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
         explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
     flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
-    parameters = list(agent.parameters())
-    log = []
+    parameters, log = list(agent.parameters()), []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
         for minibatch in order.tensor_split(args.num_minibatches):
@@ -917,9 +812,8 @@ def update_policy(
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
             entropy = gaussian_entropy(agent.log_std)
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
             optimizer.zero_grad()
-            loss.backward()
+            (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             optimizer.step()
             with torch.no_grad():
@@ -936,13 +830,13 @@ def update_policy(
 # Evaluation
 
 
-def load_actor(policy: dict) -> typing.Callable[[np.ndarray], torch.Tensor]:
+def load_actor(policy: dict) -> typing.Callable[[np.ndarray], Tensor]:
     """The mean action (B, A) as a function of raw observations (B, O), from the content of a "gaussian" policy.pt."""
-    actor = mlp(policy["sizes"], nn.Tanh, 0.01, torch.Generator())
+    actor = mlp(policy["sizes"], nn.Tanh, 0.01, Generator())
     actor.load_state_dict({name[5:]: w for name, w in policy["weights"].items() if name.startswith("mean.")})
 
     @torch.inference_mode()
-    def mean_action(obs: np.ndarray) -> torch.Tensor:
+    def mean_action(obs: np.ndarray) -> Tensor:
         return actor(standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"]))
 
     return mean_action
@@ -955,7 +849,7 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
     """
     envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
     mean_action, std = load_actor(policy), policy["weights"]["log_std"].exp() * sampled
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     obs = envs.reset()
     returns, running = np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
@@ -969,18 +863,11 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
 def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
     """The content of policy.pt, which every script of this project can read."""
     weights = {f"mean.{name}": w.detach().cpu().clone() for name, w in agent.actor_mean.state_dict().items()}
-    layers = [layer for layer in agent.actor_mean if isinstance(layer, nn.Linear)]
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "gaussian",  # tanh layers; mean network and a state-independent log_std; actions clipped to the bounds
-        "sizes": [layers[0].in_features] + [layer.out_features for layer in layers],
-        "weights": weights | {"log_std": agent.log_std.detach().cpu().clone()},
-        "obs_mean": obs_mean.cpu(),
-        "obs_std": obs_std.cpu(),
-        "obs_clip": OBS_CLIP,
-        "env_id": env_id,
-        "max_episode_steps": max_episode_steps,
-    }
+    sizes = [agent.actor_mean[0].in_features, *(x.out_features for x in agent.actor_mean if isinstance(x, nn.Linear))]
+    # gaussian: tanh layers to the mean, a state-independent log_std, actions clipped to the bounds
+    policy = {"format_version": FORMAT_VERSION, "kind": "gaussian", "env_id": env_id, "sizes": sizes}
+    policy |= {"weights": weights | {"log_std": agent.log_std.detach().cpu().clone()}, "obs_mean": obs_mean.cpu()}
+    return policy | {"obs_std": obs_std.cpu(), "obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
 
 
 # Files of a run
@@ -997,24 +884,43 @@ def save_atomically(content: dict, path: Path) -> None:
 
 
 def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
-    entries."""
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        kind = type(error).__name__
-        raise UserError(
-            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
-        ) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
     for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
         found = content.get(key) if isinstance(content, dict) else None
         if found != value:
-            raise UserError(
-                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
-            )
+            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
     return content
+
+
+def load_checkpoint(path: str, script: str, args_type) -> tuple:
+    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
+    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
+    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
+        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
+    return saved, args_type(**saved["args"])
+
+
+def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
+    """Write everything that the run needs to go on as if it had not stopped."""
+    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
+    for name, part in parts.items():
+        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
+    save_atomically(content | {"progress": progress}, path)
+
+
+def restore(parts: dict, saved: dict, path: str) -> dict:
+    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
+    try:
+        for name, part in parts.items():
+            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
+        return saved["progress"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
 
 
 class MetricsLogger:
@@ -1029,28 +935,22 @@ class MetricsLogger:
             self.file = open(path, "a", newline="")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
-        self.writer = csv.DictWriter(self.file, columns)
+        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-        self.wandb = None
         if args.track:
             import wandb
 
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
+            run_id = saved["wandb_id"] if saved else None
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name,
-                    entity=args.wandb_entity or None,
-                    name=run_dir.name,
-                    id=saved["wandb_id"] if saved else None,
-                    resume="allow",
-                    dir=str(run_dir),
-                    config=dataclasses.asdict(args),
-                )
+                config = dataclasses.asdict(args)
+                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
             except Exception as error:  # W&B fails in many ways
-                message = str(error).splitlines()[0]
-                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -1078,11 +978,6 @@ time/rollout time/discriminator time/update""".split()
 
 def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
     """curves.png: return and discriminator outputs over environment steps, from metrics.csv."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -1091,7 +986,8 @@ def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
         if points:
             ax.plot(*zip(*points), **style)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
     draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
     left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
@@ -1104,7 +1000,6 @@ def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
     right.set(xlabel="environment steps", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
     right.legend(loc="upper right")
     figure.savefig(run_dir / "curves.png", dpi=120)
-    plt.close(figure)
 
 
 def record_video(policy: dict, path: Path, seed: int) -> None:
@@ -1117,10 +1012,8 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
-        raise UserError(
-            f"--capture-video: no headless OpenGL here ({type(error).__name__}); install libegl1 and libgl1-mesa-dri, "
-            "or leave the flag out."
-        ) from None
+        reason = type(error).__name__
+        raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
     mean_action, ended = load_actor(policy), False
     while not ended:
         action = np.clip(mean_action(obs).numpy(), env.action_space.low, env.action_space.high)
@@ -1133,10 +1026,8 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
 
 def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
     """The first env step of two evaluations in a row that reach target; None if there is none."""
-    for (step, value), (_, following) in zip(curve, curve[1:]):
-        if value >= target and following >= target:
-            return step
-    return None
+    pairs = zip(curve, curve[1:])
+    return next((step for (step, value), (_, following) in pairs if min(value, following) >= target), None)
 
 
 def make_run_dir(args) -> Path:
@@ -1149,29 +1040,25 @@ def make_run_dir(args) -> Path:
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
 def check_dimensions(demos: Demos, envs, path: str) -> None:
     """UserError unless the demonstrations fit the environment."""
-    for name, array, expected in (
-        ("observations", demos.observations, envs.obs_dim),
-        ("actions", demos.actions, envs.action_dim),
-    ):
+    for name, expected in (("observations", envs.obs_dim), ("actions", envs.action_dim)):
+        array = getattr(demos, name)
         if array is not None and array.shape[1] != expected:
-            raise UserError(
-                f"--demos {path}: its {name} have {array.shape[1]} dimensions, the environment's {expected}; "
-                "give demonstrations of this environment."
-            )
+            problem = f"its {name} have {array.shape[1]} dimensions, the environment's {expected}"
+            raise UserError(f"--demos {path}: {problem}; give demonstrations of this environment.")
 
 
-def relative_returns(return_mean: float, demos_mean: float, expert_mean: float) -> dict[str, float]:
-    """A return as a share of the demonstrations' and of the expert's, where the demonstration set tells them."""
-    references = {"eval/vs_demos": demos_mean, "eval/vs_expert": expert_mean}
-    return {name: return_mean / float(x) for name, x in references.items() if math.isfinite(x)}
+def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
+    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and of the expert's, if known."""
+    mean = returns.mean().item()
+    references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
+    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if math.isfinite(x)}
+    return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
 
 
 def crossed(step: int, batch_size: int, interval: int) -> bool:
@@ -1181,22 +1068,10 @@ def crossed(step: int, batch_size: int, interval: int) -> bool:
 
 def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
     if bad:
-        kept = (
-            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
-        )
-        raise UserError(
-            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
-            "lower the learning rates."
-        )
-
-
-def warn_about_termination(rollout: Rollout, args: Args) -> None:
-    """Early ends make the sign of the reward matter (see imitation_reward); centering hides which sign was chosen."""
-    if rollout.terminated.any() and args.normalize_reward and args.center_reward:
-        advice = "a centered reward may pay for that; consider --no-center-reward."
-        print(f"warning: episodes of {args.env_id} can end early, and {advice}", file=sys.stderr)
+        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
+        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -1209,195 +1084,158 @@ def train(args: Args) -> dict:
     torch.set_num_threads(1)  # minibatches this small run slower on more
     resume_path, saved = args.resume, None
     if resume_path:
-        saved = load_saved(resume_path, "--resume", {"script": "gail_state_seq"})
-        args = Args(**saved["args"])
+        saved, args = load_checkpoint(resume_path, "gail_state_seq", Args)
     check_args(args)
-    device = select_device(args.cuda)
+    device = torch.device("cuda" if args.cuda else "cpu")
     required = ("actions",) if args.use_actions else ()
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
     if args.seq_len > demos.lengths.min():
-        raise UserError(
-            f"--seq-len is {args.seq_len}, but the shortest demonstration has {demos.lengths.min()} steps; lower it."
-        )
-    max_episode_steps = demos.metadata["max_episode_steps"]
+        shortest = demos.lengths.min()
+        raise UserError(f"--seq-len is {args.seq_len}, but the shortest demonstration has {shortest} steps; lower it.")
+    max_episode_steps, demos_mean = demos.metadata["max_episode_steps"], demos.returns.mean()
     envs = make_envs(args.env_id, args.num_envs, max_episode_steps, args.seed, args.threads)
     check_dimensions(demos, envs, args.demos)
-    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
 
     # What D learns from: windows of standardized states, cut by the function that cuts the policy's.
-    def to_tensor(x: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(x, dtype=torch.float32).to(device)
-
-    obs, next_obs = demos.obs_before_step, obs_after_step(demos)
-    obs_mean, obs_std = to_tensor(obs.mean(0)), to_tensor(obs.std(0) + 1e-3)
-    actions, action_mean, action_std = None, None, None
+    obs, next_obs, actions = demos.obs_before_step, obs_after_step(demos), None
+    obs_statistics = [torch.from_numpy(x).float().to(device) for x in (obs.mean(0), obs.std(0) + 1e-3)]
+    obs, next_obs = (standardize(torch.from_numpy(x).to(device), *obs_statistics)[:, None] for x in (obs, next_obs))
     if args.use_actions:
-        actions = to_tensor(np.clip(demos.actions, envs.action_low, envs.action_high))
-        action_mean, action_std = actions.mean(0), actions.std(0) + 1e-3
-        actions = standardize(actions, action_mean, action_std)[:, None]
-    obs, next_obs = (standardize(to_tensor(x), obs_mean, obs_std)[:, None] for x in (obs, next_obs))  # B = 1
+        actions = torch.from_numpy(np.clip(demos.actions, envs.action_low, envs.action_high)).float().to(device)
+        action_statistics = actions.mean(0), actions.std(0) + 1e-3
+        actions = standardize(actions, *action_statistics)[:, None]  # (L, 1, A): one environment, as above
     ended = torch.zeros(len(obs), 1, dtype=torch.bool, device=device)
     ended[np.cumsum(demos.lengths) - 1] = True
     shape = (args.seq_len, args.use_actions, envs.obs_dim, envs.action_dim)
     expert_stream = History(*shape, 1, device).stream(obs, next_obs, actions, ended)
     expert = make_windows(expert_stream, args.seq_len, args.look_ahead).flatten(0, 1)  # (L, N, X)
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
     agent = Agent(envs.obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
     make_disc = MLPDiscriminator if args.discriminator == "mlp" else TransformerDiscriminator
     disc = make_disc(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
-    history = History(*shape, args.num_envs, device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    banded = args.discriminator == "transformer" and not args.look_ahead
+    optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
-    collector = Collector(envs, obs_mean, obs_std, device)
-    counters = {"iteration": 0, "seconds": 0.0}
-    evaluations: list[tuple[int, float]] = []  # (env step, mean return with the mean action)
-    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    stateful |= {
-        "history": history,
-        "collector": collector,
-        "env_reward": normalizers["env"],
-        "gail_reward": normalizers["gail"],
-    }
+    collector, history = Collector(envs, *obs_statistics, device), History(*shape, args.num_envs, device)
+    parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
+    parts |= {"collector": collector, "generator": generator}
+    if isinstance(envs, BatchHalfCheetah):  # elsewhere a resumed run begins new episodes, which look back on nothing
+        parts["history"] = history
+    progress = {"iteration": 0, "seconds": 0.0, "obs_mean": obs_statistics[0].cpu()}
+    progress["evaluations"] = []  # (env step, mean return with the mean action)
 
     if saved:
         run_dir = Path(resume_path).parent
-        if not torch.equal(saved["obs_mean"], obs_mean.cpu()):
-            raise UserError(f"--resume {resume_path}: {args.demos} has changed since this checkpoint; start a new run.")
-        if not saved["collector"]["envs"]:
-            stateful.pop("history")  # new episodes begin, and their windows look back on nothing
-        for name, part in stateful.items():
-            part.load_state_dict(saved[name])
-        stateful["history"] = history
-        generator.set_state(saved["generator"])
-        counters, evaluations = saved["counters"], [tuple(pair) for pair in saved["evaluations"]]
+        progress = restore(parts, saved, resume_path)
+        if not torch.equal(progress["obs_mean"], obs_statistics[0].cpu()):
+            raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
     else:
         run_dir = make_run_dir(args)
-    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
-    def save_checkpoint() -> None:
-        content = {name: part.state_dict() for name, part in stateful.items()}
-        content |= {"format_version": FORMAT_VERSION, "script": "gail_state_seq", "args": dataclasses.asdict(args)}
-        content |= {
-            "obs_mean": obs_mean.cpu(),
-            "generator": generator.get_state(),
-            "counters": counters,
-            "evaluations": evaluations,
-        }
-        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+    def current_policy() -> dict:
+        return export_policy(agent, *obs_statistics, args.env_id, max_episode_steps)
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    progress = tqdm(
-        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="step", disable=None
-    )
-    while counters["iteration"] < num_iterations:
-        clock = [time.perf_counter()]
-        iteration = counters["iteration"]
+    first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
+    bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None)
+    counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
+    for iteration in range(progress["iteration"], num_iterations):
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
-
+        clock = [time.perf_counter()]
         rollout = collector.rollout(agent, args.num_steps, generator)
         clock.append(time.perf_counter())
 
         row, logit = {}, None
         if args.reward_source != "env":
-            actions = standardize(rollout.executed_actions, action_mean, action_std) if args.use_actions else None
+            actions = standardize(rollout.executed_actions, *action_statistics) if args.use_actions else None
             stream = history.stream(rollout.obs, rollout.next_obs, actions, rollout.ended)
-            windows = make_windows(stream, args.seq_len, args.look_ahead)
-            row |= update_on_windows(disc, disc_optimizer, expert, windows.flatten(0, 1), args, generator)
+            windows = make_windows(stream, args.seq_len, args.look_ahead)  # (T, N, seq_len, X)
+            policy, steps = windows.flatten(0, 1), args.disc_steps
+            row |= update_discriminator(disc, disc_optimizer, expert, policy, args, steps, generator)
             with torch.no_grad():
-                logit = disc(windows) if args.look_ahead else disc.score(stream)
+                logit = disc.score(stream) if banded else disc(windows)
         rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
         clock.append(time.perf_counter())
 
         row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
-        if iteration == 0:
-            warn_about_termination(rollout, args)
 
-        counters["iteration"] += 1
-        step = counters["iteration"] * batch_size
+        step = (iteration + 1) * batch_size
+        last = step == last_step
         row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
         row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if crossed(step, batch_size, args.eval_interval) or counters["iteration"] == num_iterations:
-            current = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
-            returns = evaluate(current, 20, False, args.seed + 10_000, args.threads)
-            evaluations.append((step, returns.mean().item()))
-            row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-            row |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
-            progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
-            clock[0] += time.perf_counter() - clock[-1]  # evaluations are left out of the steps per second
+        if iteration == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
+            warning = "warning: episodes can end early, and a centered reward may pay for that: see --no-center-reward"
+            bar.write(warning, file=sys.stderr)
+        if crossed(step, batch_size, args.eval_interval) or last:
+            returns = evaluate(current_policy(), 20, False, args.seed + 10_000, args.threads)
+            row |= return_metrics(returns, demos)
+            progress["evaluations"].append((step, returns.mean().item()))
+            bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+            counted += time.perf_counter() - clock[-1]
         stop_if_not_finite(row, step, run_dir)
-        row["charts/SPS"] = int(step / (counters["seconds"] + time.perf_counter() - clock[0]))
-        logger.write(row)
-        progress.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
-            counters["seconds"] += time.perf_counter() - clock[0]
-            clock[0] = time.perf_counter()
-            save_checkpoint()
-        counters["seconds"] += time.perf_counter() - clock[0]
-    progress.close()
+        progress["iteration"], now = iteration + 1, time.perf_counter()
+        progress["seconds"], counted = progress["seconds"] + now - counted, now
+        logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
+        bar.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or last:
+            save_checkpoint(run_dir / "checkpoint.pt", "gail_state_seq", args, parts, progress)
+    bar.close()
+    return finish_run(current_policy(), progress, demos, logger, args, run_dir)
 
-    final = export_policy(agent, obs_mean, obs_std, args.env_id, max_episode_steps)
-    save_atomically(final, run_dir / "policy.pt")
-    returns = evaluate(final, args.eval_episodes, False, args.seed + 20_000, args.threads)
-    sampled = evaluate(final, args.eval_episodes, True, args.seed + 30_000, args.threads)
-    best_step, best = max(evaluations, key=lambda pair: pair[1], default=(None, None))
-    summary = {
-        "eval/return_mean": returns.mean().item(),
-        "eval/return_std": returns.std().item(),
-        "eval/return_sampled_mean": sampled.mean().item(),
-        "eval/sampled_vs_demos": float(sampled.mean() / demos_mean),
-        "best/return_mean": best,
-        "best/step": best_step,
-        "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean),
-        "demos_return_mean": float(demos_mean),
-        "expert_return_mean": float(expert_mean),
-        "env_steps": num_iterations * batch_size,
-        "seconds": counters["seconds"],
-        "charts/SPS": num_iterations * batch_size / counters["seconds"],
-    }
-    summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+
+def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger, args: Args, run_dir: Path) -> dict:
+    """The final evaluation, the run's remaining files and its table; returns summary.json's content."""
+    save_atomically(policy, run_dir / "policy.pt")
+    returns = evaluate(policy, args.eval_episodes, False, args.seed + 20_000, args.threads)
+    sampled = evaluate(policy, args.eval_episodes, True, args.seed + 30_000, args.threads)
+    demos_mean, expert_mean = float(demos.returns.mean()), float(demos.metadata.get("expert_return_mean", math.nan))
+    evaluations, seconds = progress["evaluations"], progress["seconds"]
+    env_steps, best = evaluations[-1][0], max(evaluations, key=lambda pair: pair[1])
+    summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
+    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / demos_mean, "best/return_mean": best[1]}
+    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean)}
+    summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": env_steps}
+    summary |= {"seconds": seconds, "charts/SPS": env_steps / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
-    logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
+    logger.write({"global_step": env_steps} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:
-        record_video(final, run_dir / "policy.gif", args.seed)
-    print_table(
-        [
-            ("demonstrations", f"{demos_mean:.0f}   ({len(demos.lengths)} episodes)"),
-            ("expert, mean action", f"{expert_mean:.0f}"),
-            (
-                "policy, mean action",
-                f"{returns.mean():.0f} ± {returns.std():.0f}   ({returns.mean() / demos_mean:.1%} of demonstrations)",
-            ),
-            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled.mean() / demos_mean:.1%})"),
-            ("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
-            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
-            ("results", str(run_dir)),
-        ]
-    )
+        record_video(policy, run_dir / "policy.gif", args.seed)
+    rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
+    rows += [("expert, mean action", f"{expert_mean:.0f}")]
+    for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
+        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}   ({x.mean() / demos_mean:.1%} of demonstrations)")]
+    rows += [("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
+    rows += [("time", f"{seconds:.0f} s, {env_steps / seconds:,.0f} steps/s"), ("results", str(run_dir))]
+    print_table(rows)
     return summary
 
 
-def evaluate_policy_file(args: Args) -> dict:
+def evaluate_policy_file(args: Args) -> None:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
-    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
-    policy = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"})
-    summary = {}
-    for name, sampled in (("mean action", False), ("sampled", True)):
-        returns = evaluate(policy, args.eval_episodes, sampled, args.seed + 20_000 + 10_000 * sampled, args.threads)
-        summary[name] = f"{returns.mean():.1f} ± {returns.std():.1f}   ({args.eval_episodes} episodes)"
-    print_table([("policy", args.evaluate), *summary.items()])
+    check_args(args)
+    policy, rows = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"}), [("policy", args.evaluate)]
+    try:
+        for name, sampled in (("mean action", False), ("sampled", True)):
+            x = evaluate(policy, args.eval_episodes, sampled, args.seed + 20_000 + 10_000 * sampled, args.threads)
+            rows.append((name, f"{x.mean():.1f} ± {x.std():.1f}   ({args.eval_episodes} episodes)"))
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = type(error).__name__
+        raise UserError(f"--evaluate {args.evaluate}: its content is damaged ({reason}); give another.") from None
+    print_table(rows)
     if args.capture_video:
         record_video(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
-    return summary
 
 
 def main(argv: list[str]) -> None:

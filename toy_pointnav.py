@@ -66,9 +66,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from matplotlib.figure import Figure
+from torch import Generator, Tensor, nn
+from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -184,6 +186,7 @@ class Args:
     """minibatch steps of the new discriminators that judge the policy before and after the training"""
 
     env_id: typing.ClassVar[str] = "PointNav"
+    disc_loss: typing.ClassVar[str] = "bce"
 
 
 class UserError(Exception):
@@ -212,21 +215,16 @@ def check_args(args: Args) -> None:
     positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "clip_coef", "max_grad_norm"]
     positive += ["expert_episodes", "max_kl", "cg_iterations", "backtrack_steps", "value_steps", "value_learning_rate"]
     positive += ["disc_learning_rate", "disc_steps", "disc_batch_size", "disc_hidden_size", "fresh_disc_steps"]
-    not_negative = ["seed", "noise_std", "ent_coef", "vf_coef", "cg_damping", "grad_penalty_coef", "disc_ent_coef"]
+    not_negative = ["noise_std", "ent_coef", "vf_coef", "cg_damping", "grad_penalty_coef", "disc_ent_coef"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     rollout = args.num_envs * args.num_steps
     if args.num_minibatches > rollout:
-        raise UserError(
-            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
-            "(num-envs x num-steps); lower it."
-        )
+        raise UserError(f"--num-minibatches is {args.num_minibatches}, but a rollout has {rollout} steps; lower it.")
     if args.total_timesteps < rollout:
-        raise UserError(
-            f"--total-timesteps is {args.total_timesteps}, less than one rollout of {rollout} "
-            "(num-envs x num-steps); raise it or shrink the rollout."
-        )
+        raise UserError(f"--total-timesteps is {args.total_timesteps}, but one rollout takes {rollout}; raise it.")
 
 
 def require_range(args, names: list[str], expected: str, accepts) -> None:
@@ -349,7 +347,7 @@ def play_episodes(act: typing.Callable, episodes: int, seed: int, continuous: bo
 # Networks
 
 
-def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: torch.Generator) -> nn.Sequential:
+def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: Generator) -> nn.Sequential:
     """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
@@ -361,13 +359,13 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
     return nn.Sequential(*layers)
 
 
-def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
     z = (action - mean) * torch.exp(-log_std)
     return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
 
 
-def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:
+def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Entropy in nats of a diagonal Gaussian: (..., A) -> (...)."""
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
@@ -376,7 +374,7 @@ class ActorCritic(nn.Module):
     """Policy and value on a shared trunk, over standardized observations (B, 2). The policy's output ("head") is the
     logits of five moves (B, 5), or the mean velocity (B, 2) beside a state-independent log_std."""
 
-    def __init__(self, continuous: bool, hidden_size: int, generator: torch.Generator):
+    def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
         self.continuous = continuous
         self.trunk = mlp([2, hidden_size, hidden_size], nn.Tanh, math.sqrt(2), generator)
@@ -385,7 +383,7 @@ class ActorCritic(nn.Module):
         if continuous:
             self.log_std = nn.Parameter(torch.full((2,), -0.5))
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """-> head (B, A), value (B,)."""
         features = torch.tanh(self.trunk(obs))
         return self.actor(features), self.critic(features).squeeze(-1)
@@ -394,19 +392,19 @@ class ActorCritic(nn.Module):
         """All but the critic's own layers: what TRPO's step moves."""
         return [p for name, p in self.named_parameters() if not name.startswith("critic")]
 
-    def log_prob(self, head: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def log_prob(self, head: Tensor, action: Tensor) -> Tensor:
         if self.continuous:
             return gaussian_log_prob(action, head, self.log_std)
         return F.log_softmax(head, -1).gather(-1, action[..., None]).squeeze(-1)
 
-    def entropy(self, head: torch.Tensor) -> torch.Tensor:
+    def entropy(self, head: Tensor) -> Tensor:
         """Mean entropy in nats, ()."""
         if self.continuous:
             return gaussian_entropy(self.log_std)
         log_p = F.log_softmax(head, -1)
         return -(log_p.exp() * log_p).sum(-1).mean()
 
-    def kl_from(self, old_head: torch.Tensor, old_log_std: torch.Tensor | None, head: torch.Tensor) -> torch.Tensor:
+    def kl_from(self, old_head: Tensor, old_log_std: Tensor | None, head: Tensor) -> Tensor:
         """Mean KL(old || this policy) over a batch, ()."""
         if self.continuous:
             variance_ratio = (2 * (old_log_std - self.log_std)).exp()
@@ -415,11 +413,11 @@ class ActorCritic(nn.Module):
         old_log_p = F.log_softmax(old_head, -1)
         return (old_log_p.exp() * (old_log_p - F.log_softmax(head, -1))).sum(-1).mean()
 
-    def old_log_std(self) -> torch.Tensor | None:
+    def old_log_std(self) -> Tensor | None:
         return self.log_std.detach().clone() if self.continuous else None
 
 
-def sample_actions(head: torch.Tensor, log_std: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+def sample_actions(head: Tensor, log_std: Tensor | None, generator: Generator) -> Tensor:
     """Draw from the policy: head (B, A) -> (B,) moves, or (B, 2) velocities where log_std is given."""
     if log_std is not None:
         return head + log_std.exp() * torch.randn(head.shape, generator=generator)
@@ -429,26 +427,26 @@ def sample_actions(head: torch.Tensor, log_std: torch.Tensor | None, generator: 
 class PairDiscriminator(nn.Module):
     """Logit of 'this pair is the expert's': (B, X) from disc_input -> (B,)."""
 
-    def __init__(self, continuous: bool, hidden_size: int, generator: torch.Generator):
+    def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
         input_dim = 2 + (2 if continuous else len(MOVES))
         self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
 
 
-def standardize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
     return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-def one_hot(actions: torch.Tensor, num_actions: int) -> torch.Tensor:
+def one_hot(actions: Tensor, num_actions: int) -> Tensor:
     """(...) int -> (..., num_actions) float32 with a single 1."""
     return F.one_hot(actions, num_actions).float()
 
 
-def disc_input(obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def disc_input(obs: Tensor, actions: Tensor) -> Tensor:
     """Standardized observations (..., 2) beside the executed action: one-hot (...) moves, or (..., 2) velocities."""
     if not actions.is_floating_point():
         actions = one_hot(actions, len(MOVES))
@@ -458,31 +456,29 @@ def disc_input(obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 # The algorithm, as pure functions
 
 
-def gradient_penalty(disc: nn.Module, expert: torch.Tensor, policy: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy; mix is (B, 1) (Gulrajani 2017, eq. 3)."""
+def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017, eq. 3), with one mix
+    and one norm for each of the B inputs, whatever their shape."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
-    return (grad.norm(dim=-1) - 1).square().mean()
+    return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
 
 
-def discriminator_loss(
-    expert_logit: torch.Tensor, policy_logit: torch.Tensor, kind: str, ent_coef: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor, kind: str, ent_coef: float) -> tuple[Tensor, Tensor]:
     """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
 
     bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
     wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
     """
+    loss = policy_logit.mean() - expert_logit.mean()
     if kind == "bce":
         loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
-    else:
-        loss = policy_logit.mean() - expert_logit.mean()
     logits = torch.cat([expert_logit, policy_logit])
     entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
     return loss - ent_coef * entropy, entropy
 
 
-def imitation_reward(logit: torch.Tensor, form: str) -> torch.Tensor:
+def imitation_reward(logit: Tensor, form: str) -> Tensor:
     """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
     logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
     if form == "softplus":
@@ -496,35 +492,25 @@ class RewardNormalizer:
     def __init__(self, window: int | None = REWARD_WINDOW):
         self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
 
-    def update(self, rewards: torch.Tensor) -> None:
+    def update(self, rewards: Tensor) -> None:
         rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    @property
-    def mean_std(self) -> tuple[float, float]:
-        mean, square = np.mean(self.moments, axis=0)
-        return float(mean), math.sqrt(max(square - mean**2, 0.0))
-
-    def normalize(self, rewards: torch.Tensor, center: bool) -> torch.Tensor:
-        mean, std = self.mean_std
+    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+        mean, square = np.mean(self.moments, axis=0).tolist()
+        std = math.sqrt(max(square - mean**2, 0.0))
         return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
 
     def state_dict(self) -> dict:
         return {"moments": list(self.moments)}
 
     def load_state_dict(self, saved: dict) -> None:
-        self.moments.extend(tuple(pair) for pair in saved["moments"])
+        self.moments.extend(saved["moments"])
 
 
 def compute_gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    next_values: torch.Tensor,
-    terminated: torch.Tensor,
-    ended: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
 
     next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
@@ -532,24 +518,21 @@ def compute_gae(
     Returns advantages and returns (advantages + values).
     """
     deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
-    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
-    advantages = torch.empty_like(rewards)
-    running = torch.zeros_like(rewards[0])
+    decay = gamma * lam * (1 - ended.to(values.dtype))
+    advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         running = deltas[t] + decay[t] * running
         advantages[t] = running
     return advantages, advantages + values
 
 
-def ppo_policy_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_coef: float) -> torch.Tensor:
+def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
     """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
-def ppo_value_loss(
-    value: torch.Tensor, old_value: torch.Tensor, returns: torch.Tensor, clip_coef: float | None
-) -> torch.Tensor:
+def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef: float | None) -> Tensor:
     """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
     loss = (value - returns).square()
     if clip_coef is not None:
@@ -558,7 +541,7 @@ def ppo_value_loss(
     return 0.5 * loss.mean()
 
 
-def conjugate_gradient(product: typing.Callable, b: torch.Tensor, iterations: int) -> torch.Tensor:
+def conjugate_gradient(product: typing.Callable, b: Tensor, iterations: int) -> Tensor:
     """Solve A x = b for a symmetric positive definite A known through product(v) = A v (Hestenes & Stiefel 1952)."""
     x = torch.zeros_like(b)
     residual, direction = b.clone(), b.clone()
@@ -575,11 +558,11 @@ def conjugate_gradient(product: typing.Callable, b: torch.Tensor, iterations: in
     return x
 
 
-def flat_gradient(y: torch.Tensor, parameters: list[nn.Parameter], **options) -> torch.Tensor:
+def flat_gradient(y: Tensor, parameters: list[nn.Parameter], **options) -> Tensor:
     return torch.cat([grad.reshape(-1) for grad in torch.autograd.grad(y, parameters, **options)])
 
 
-def fisher_product(agent: ActorCritic, obs: torch.Tensor, damping: float) -> typing.Callable:
+def fisher_product(agent: ActorCritic, obs: Tensor, damping: float) -> typing.Callable:
     """v -> (F + damping I) v, F the policy's Fisher matrix on obs (B, 2): the Hessian of the mean KL divergence from
     the current policy, at itself (Schulman et al. 2015, appendix C). F itself is never formed."""
     parameters = agent.policy_parameters()
@@ -589,9 +572,7 @@ def fisher_product(agent: ActorCritic, obs: torch.Tensor, damping: float) -> typ
     return lambda v: flat_gradient(gradient @ v, parameters, retain_graph=True) + damping * v
 
 
-def trpo_step(
-    agent: ActorCritic, obs: torch.Tensor, action: torch.Tensor, advantages: torch.Tensor, args: Args
-) -> dict[str, float]:
+def trpo_step(agent: ActorCritic, obs: Tensor, action: Tensor, advantages: Tensor, args: Args) -> dict[str, float]:
     """One natural-gradient step of the policy; obs (B, 2), action (B,) or (B, 2), advantages (B,).
 
     The step is the largest that the quadratic model of the KL divergence allows, halved until the true divergence is
@@ -603,7 +584,7 @@ def trpo_step(
         old_head, old_log_std = agent(obs)[0], agent.old_log_std()
         old_log_prob = agent.log_prob(old_head, action)
 
-    def surrogate_and_kl() -> tuple[torch.Tensor, torch.Tensor]:
+    def surrogate_and_kl() -> tuple[Tensor, Tensor]:
         head, _ = agent(obs)
         ratio = (agent.log_prob(head, action) - old_log_prob).exp()
         surrogate = (ratio * advantages).mean() + args.ent_coef * agent.entropy(head)
@@ -635,30 +616,30 @@ def trpo_step(
 class PointRollout:
     """T steps of N worlds. Observations are standardized; `next_obs` is the true one, before any reset."""
 
-    obs: torch.Tensor  # (T, N, 2)
-    next_obs: torch.Tensor  # (T, N, 2)
-    actions: torch.Tensor  # (T, N) or (T, N, 2) as sampled: what the ratio is about
-    executed_actions: torch.Tensor  # the same, velocities cut to [-1, 1]: what the world, and D, saw
-    log_probs: torch.Tensor  # (T, N)
-    env_rewards: torch.Tensor  # (T, N)
-    terminated: torch.Tensor  # (T, N) bool
-    ended: torch.Tensor  # (T, N) bool, terminated or truncated
+    obs: Tensor  # (T, N, 2)
+    next_obs: Tensor  # (T, N, 2)
+    actions: Tensor  # (T, N) or (T, N, 2) as sampled: what the ratio is about
+    executed_actions: Tensor  # the same, velocities cut to [-1, 1]: what the world, and D, saw
+    log_probs: Tensor  # (T, N)
+    env_rewards: Tensor  # (T, N)
+    terminated: Tensor  # (T, N) bool
+    ended: Tensor  # (T, N) bool, terminated or truncated
 
 
 class PointCollector:
     """Steps the worlds with the policy and keeps what lasts from one rollout to the next."""
 
-    def __init__(self, envs: PointNav, obs_mean: torch.Tensor, obs_std: torch.Tensor):
+    def __init__(self, envs: PointNav, obs_mean: Tensor, obs_std: Tensor):
         self.envs, self.obs_mean, self.obs_std = envs, obs_mean, obs_std
         self.obs = envs.reset()
         self.step, self.episode_return = 0, np.zeros(envs.num_envs)
         self.finished: list[tuple[int, float, int]] = []  # (env step, return, length) of every episode of the run
 
-    def standardized(self, obs: np.ndarray) -> torch.Tensor:
+    def standardized(self, obs: np.ndarray) -> Tensor:
         return standardize(torch.as_tensor(obs, dtype=torch.float32), self.obs_mean, self.obs_std)
 
     @torch.no_grad()
-    def rollout(self, agent: ActorCritic, num_steps: int, generator: torch.Generator) -> PointRollout:
+    def rollout(self, agent: ActorCritic, num_steps: int, generator: Generator) -> PointRollout:
         """Sample num_steps actions in every world."""
         steps = []
         for _ in range(num_steps):
@@ -668,30 +649,22 @@ class PointCollector:
             executed = action.clamp(-1, 1) if agent.continuous else action
             lengths = self.envs.elapsed + 1
             self.obs, reward, terminated, truncated, final_obs = self.envs.step(executed.numpy())
-            steps.append((obs, action, executed, head, reward, terminated, terminated | truncated, final_obs))
-            self.count_episodes(reward, terminated | truncated, lengths)
-        obs, action, executed, head = (torch.stack(column) for column in list(zip(*steps))[:4])
-        reward, terminated, ended, final_obs = (np.stack(column) for column in list(zip(*steps))[4:])
-        return PointRollout(
-            obs,
-            self.standardized(final_obs),
-            action,
-            executed,
-            agent.log_prob(head, action),
-            torch.as_tensor(reward, dtype=torch.float32),
-            torch.as_tensor(terminated),
-            torch.as_tensor(ended),
-        )
-
-    def count_episodes(self, reward: np.ndarray, ended: np.ndarray, lengths: np.ndarray) -> None:
-        self.step += len(reward)
-        self.episode_return += reward
-        for i in np.flatnonzero(ended):
-            self.finished.append((self.step, float(self.episode_return[i]), int(lengths[i])))
-        self.episode_return[ended] = 0.0
+            ended = terminated | truncated
+            steps.append((obs, action, executed, head, reward, terminated, ended, final_obs))
+            self.step += self.envs.num_envs
+            self.episode_return += reward
+            self.finished += [
+                (self.step, float(self.episode_return[i]), int(lengths[i])) for i in np.flatnonzero(ended)
+            ]
+            self.episode_return[ended] = 0.0
+        columns = list(zip(*steps))
+        obs, action, executed, head = (torch.stack(column) for column in columns[:4])
+        reward, terminated, ended = (torch.from_numpy(np.stack(column)) for column in columns[4:7])
+        next_obs, log_prob = self.standardized(np.stack(columns[7])), agent.log_prob(head, action)
+        return PointRollout(obs, next_obs, action, executed, log_prob, reward.float(), terminated, ended)
 
     def state_dict(self) -> dict:
-        state = {"obs": torch.from_numpy(self.obs.copy()), "return": torch.from_numpy(self.episode_return.copy())}
+        state = {"obs": torch.from_numpy(self.obs), "return": torch.from_numpy(self.episode_return)}
         finished = torch.tensor(self.finished, dtype=torch.float64)
         return state | {"step": self.step, "finished": finished, "envs": self.envs.state_dict()}
 
@@ -701,25 +674,20 @@ class PointCollector:
         self.envs.load_state_dict(saved["envs"])
 
 
-def update_pair_discriminator(
-    disc: PairDiscriminator,
-    optimizer: torch.optim.Optimizer,
-    expert: torch.Tensor,
-    policy: torch.Tensor,
-    args: Args,
-    num_steps: int,
-    generator: torch.Generator,
+def update_discriminator(
+    disc: nn.Module, optimizer: Optimizer, expert: Tensor, policy: Tensor, args: Args, steps: int, generator: Generator
 ) -> dict[str, float]:
-    """num_steps minibatch steps on expert (L, X) and policy (B, X) pairs; returns the means of what to log."""
-    log, size = [], args.disc_batch_size
-    for _ in range(num_steps):
-        expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
-        policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
+    """Minibatch steps on the expert's inputs (L, ...) and the policy's (B, ...); returns the means of what to log."""
+    log, size, device = [], args.disc_batch_size, expert.device
+    for _ in range(steps):
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
         expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
-        loss, entropy = discriminator_loss(expert_logit, policy_logit, "bce", args.disc_ent_coef)
-        penalty = torch.zeros(())
+        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
+        penalty = torch.zeros((), device=device)
         if args.grad_penalty_coef > 0:
-            penalty = gradient_penalty(disc, expert_x, policy_x, torch.rand((size, 1), generator=generator))
+            mix = torch.rand((size, *[1] * (expert.ndim - 1)), generator=generator).to(device)
+            penalty = gradient_penalty(disc, expert_x, policy_x, mix)
         optimizer.zero_grad()
         (loss + args.grad_penalty_coef * penalty).backward()
         optimizer.step()
@@ -732,8 +700,8 @@ def update_pair_discriminator(
 
 
 def estimate_advantages(
-    agent: ActorCritic, rollout: PointRollout, rewards: torch.Tensor, args: Args
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    agent: ActorCritic, rollout: PointRollout, rewards: Tensor, args: Args
+) -> tuple[Tensor, Tensor, Tensor]:
     """Values, advantages and returns, each (T, N)."""
     with torch.no_grad():
         values, next_values = agent(rollout.obs)[1], agent(rollout.next_obs)[1]
@@ -741,17 +709,12 @@ def estimate_advantages(
     return values, *compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
 
 
-def normalized(x: torch.Tensor) -> torch.Tensor:
+def normalized(x: Tensor) -> Tensor:
     return (x - x.mean()) / (x.std() + 1e-8)
 
 
 def update_by_ppo(
-    agent: ActorCritic,
-    optimizer: torch.optim.Optimizer,
-    rollout: PointRollout,
-    rewards: torch.Tensor,
-    args: Args,
-    generator: torch.Generator,
+    agent: ActorCritic, optimizer: Optimizer, rollout: PointRollout, rewards: Tensor, args: Args, generator: Generator
 ) -> dict[str, float]:
     """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
     values, advantages, returns = estimate_advantages(agent, rollout, rewards, args)
@@ -762,9 +725,8 @@ def update_by_ppo(
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
             head, value = agent(obs)
             log_ratio = agent.log_prob(head, action) - old_log_prob
-            policy_loss = ppo_policy_loss(
-                log_ratio, normalized(advantage) if args.norm_adv else advantage, args.clip_coef
-            )
+            advantage = normalized(advantage) if args.norm_adv else advantage
+            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_loss = ppo_value_loss(value, old_value, target, None)
             entropy = agent.entropy(head)
             optimizer.zero_grad()
@@ -782,7 +744,7 @@ def update_by_ppo(
 
 
 def update_by_trpo(
-    agent: ActorCritic, optimizer: torch.optim.Optimizer, rollout: PointRollout, rewards: torch.Tensor, args: Args
+    agent: ActorCritic, optimizer: Optimizer, rollout: PointRollout, rewards: Tensor, args: Args
 ) -> dict[str, float]:
     """TRPO: one step of the policy, then --value-steps of the critic's own layers. The optimizer holds no others, so
     that fitting the value leaves the trunk, and with it the policy, where the KL bound put it."""
@@ -805,28 +767,26 @@ def update_by_trpo(
 # Evaluation
 
 
-def export_toy_policy(agent: ActorCritic, obs_mean: torch.Tensor, obs_std: torch.Tensor, args: Args) -> dict:
+def export_toy_policy(agent: ActorCritic, obs_mean: Tensor, obs_std: Tensor, args: Args) -> dict:
     """The content of policy.pt: trunk and policy head as one chain of tanh layers."""
     prefix, hidden = "mean" if args.continuous else "logits", args.hidden_size
     chain = nn.Sequential(*agent.trunk, nn.Tanh(), *agent.actor)
     weights = {f"{prefix}.{name}": w.detach().clone() for name, w in chain.state_dict().items()}
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": "gaussian" if args.continuous else "categorical",
-        "sizes": [2, hidden, hidden, agent.actor[-1].out_features],
-        "weights": weights | ({"log_std": agent.old_log_std()} if args.continuous else {}),
-        "obs_mean": obs_mean,
+    weights |= {"log_std": agent.old_log_std()} if args.continuous else {}
+    policy = {"format_version": FORMAT_VERSION, "kind": "gaussian" if args.continuous else "categorical"}
+    policy |= {"sizes": [2, hidden, hidden, agent.actor[-1].out_features], "weights": weights, "obs_mean": obs_mean}
+    return policy | {
         "obs_std": obs_std,
         "obs_clip": OBS_CLIP,
-        "env_id": args.env_id,
+        "env_id": "PointNav",
         "max_episode_steps": MAX_EPISODE_STEPS,
     }
 
 
 def load_policy(policy: dict, sampled: bool, seed: int) -> typing.Callable[[np.ndarray], np.ndarray]:
     """Executed actions as a function of raw observations (B, 2): likeliest move or mean velocity, or sampled ones."""
-    log_std, generator = policy["weights"].get("log_std"), torch.Generator().manual_seed(seed)
-    net = mlp(policy["sizes"], nn.Tanh, 0.01, torch.Generator())
+    log_std, generator = policy["weights"].get("log_std"), Generator().manual_seed(seed)
+    net = mlp(policy["sizes"], nn.Tanh, 0.01, Generator())
     net.load_state_dict({name.split(".", 1)[1]: w for name, w in policy["weights"].items() if "." in name})
 
     @torch.inference_mode()
@@ -844,11 +804,8 @@ def load_policy(policy: dict, sampled: bool, seed: int) -> typing.Callable[[np.n
 def evaluate(policy: dict, episodes: int, noise_std: float, seed: int) -> dict[str, Episodes]:
     """Expert, policy (mean action: the likeliest move or mean velocity) and sampled policy, from the same starts."""
     continuous = policy["kind"] == "gaussian"
-    actors = {
-        "expert": make_expert(continuous, seed + 1),
-        "policy": load_policy(policy, False, seed),
-        "sampled": load_policy(policy, True, seed + 2),
-    }
+    actors = {"expert": make_expert(continuous, seed + 1), "policy": load_policy(policy, False, seed)}
+    actors["sampled"] = load_policy(policy, True, seed + 2)
     return {name: play_episodes(act, episodes, seed, continuous, noise_std) for name, act in actors.items()}
 
 
@@ -858,7 +815,7 @@ def fresh_accuracy(policy: dict, args: Args, seed: int, episodes: int = 2000) ->
     Neither side's episodes are those of the training, and none stands on both sides of the split; 0.5 is a coin.
     """
     args = dataclasses.replace(args, grad_penalty_coef=0.0, disc_ent_coef=0.0)  # nothing holds this one back
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     training, held_out = [], []
     for i, act in enumerate((make_expert(args.continuous, seed), load_policy(policy, True, seed))):
         obs, actions, episode = play_episodes(act, episodes, seed + i, args.continuous, args.noise_std).pairs()
@@ -868,8 +825,8 @@ def fresh_accuracy(policy: dict, args: Args, seed: int, episodes: int = 2000) ->
         training.append(x[in_training])
         held_out.append(x[~in_training])
     disc = PairDiscriminator(args.continuous, args.disc_hidden_size, generator)
-    optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    update_pair_discriminator(disc, optimizer, *training, args, args.fresh_disc_steps, generator)
+    optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    update_discriminator(disc, optimizer, *training, args, args.fresh_disc_steps, generator)
     with torch.no_grad():
         expert, policy_side = (disc(x) > 0 for x in held_out)
     return 0.5 * (expert.float().mean() + (~policy_side).float().mean()).item()
@@ -889,24 +846,43 @@ def save_atomically(content: dict, path: Path) -> None:
 
 
 def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError unless it is one with the `expected`
-    entries."""
+    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file; give one that a run of this script wrote.") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        kind = type(error).__name__
-        raise UserError(
-            f"{flag} {path}: not a readable file of this script ({kind}); give one that a run wrote."
-        ) from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
     for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
         found = content.get(key) if isinstance(content, dict) else None
         if found != value:
-            raise UserError(
-                f"{flag} {path}: its {key} is {found}, expected {value}; give a file that this script wrote."
-            )
+            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
     return content
+
+
+def load_checkpoint(path: str, script: str, args_type) -> tuple:
+    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
+    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
+    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
+        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
+    return saved, args_type(**saved["args"])
+
+
+def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
+    """Write everything that the run needs to go on as if it had not stopped."""
+    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
+    for name, part in parts.items():
+        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
+    save_atomically(content | {"progress": progress}, path)
+
+
+def restore(parts: dict, saved: dict, path: str) -> dict:
+    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
+    try:
+        for name, part in parts.items():
+            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
+        return saved["progress"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
 
 
 class MetricsLogger:
@@ -921,28 +897,22 @@ class MetricsLogger:
             self.file = open(path, "a", newline="")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
-        self.writer = csv.DictWriter(self.file, columns)
+        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-        self.wandb = None
         if args.track:
             import wandb
 
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
+            run_id = saved["wandb_id"] if saved else None
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name,
-                    entity=args.wandb_entity or None,
-                    name=run_dir.name,
-                    id=saved["wandb_id"] if saved else None,
-                    resume="allow",
-                    dir=str(run_dir),
-                    config=dataclasses.asdict(args),
-                )
+                config = dataclasses.asdict(args)
+                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
             except Exception as error:  # W&B fails in many ways
-                message = str(error).splitlines()[0]
-                raise UserError(f"--track: {message}; run `wandb login`, or set WANDB_MODE=offline.") from None
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
     def write(self, row: dict) -> None:
@@ -1012,36 +982,25 @@ def make_panels(
     paths = [path(kind, played[who], i, who, color) for kind, who, color in both for i in shown]
     actions_x = "move" if demos.actions.ndim == 2 else "speed, share of the full one (lower edge of bin)"
     time_axis = "environment steps, thousands"
+
+    def panel(title: str, x: str, y: str, *traces: tuple, square: bool = False) -> dict:
+        return {"title": title, "x": x, "y": y, "traces": traces, "square": square}
+
+    episode = ("points", steps[::thin], returns[::thin].tolist(), "an episode", "#aec7e8")
+    smooth = ("line", steps[window - 1 :: thin], average[::thin].tolist(), f"mean of the last {window}", POLICY)
+    evaluation = [curve("marked", "eval/return_mean", "return, policy", POLICY)]
+    evaluation += [level(expert_beside.returns.mean(), "return, expert", EXPERT)]
+    evaluation += [curve("marked", "eval/success_mean", "success, policy", "#17becf")]
+    evaluation += [level(expert_beside.success.mean(), "success, expert", "#ff7f0e")]
+    loss = curve("line", "disc/loss", "loss", POLICY), level(2 * math.log(2), "cannot tell", GREY)
+    actions = bars(demos.pairs()[1], "expert", EXPERT), bars(played["sampled"].pairs()[1], "policy", POLICY)
     return [
-        {"title": "One expert trajectory", "x": "x", "y": "y", "square": True}
-        | {"traces": [path("marked", demos, solved, "expert", EXPERT), goal]},
-        {"title": "Actions taken", "x": actions_x, "y": "share of steps"}
-        | {"traces": [bars(demos.pairs()[1], "expert", EXPERT), bars(played["sampled"].pairs()[1], "policy", POLICY)]},
-        {"title": "Discriminator loss", "x": time_axis, "y": "binary cross-entropy, nats"}
-        | {"traces": [curve("line", "disc/loss", "loss", POLICY), level(2 * math.log(2), "cannot tell", GREY)]},
-        {"title": "Evaluation with the mean action", "x": time_axis, "y": "mean return; share of starts solved"}
-        | {
-            "traces": [
-                curve("marked", "eval/return_mean", "return, policy", POLICY),
-                level(expert_beside.returns.mean(), "return, expert", EXPERT),
-                curve("marked", "eval/success_mean", "success, policy", "#17becf"),
-                level(expert_beside.success.mean(), "success, expert", "#ff7f0e"),
-            ]
-        },
-        {"title": "True return of training episodes", "x": time_axis, "y": "return"}
-        | {
-            "traces": [
-                ("points", steps[::thin], returns[::thin].tolist(), "an episode", "#aec7e8"),
-                ("line", steps[window - 1 :: thin], average[::thin].tolist(), f"mean of the last {window}", POLICY),
-            ]
-        },
-        {
-            "title": "Expert and learned paths, same starts",
-            "x": "x",
-            "y": "y",
-            "square": True,
-            "traces": [*paths, goal],
-        },
+        panel("One expert trajectory", "x", "y", path("marked", demos, solved, "expert", EXPERT), goal, square=True),
+        panel("Actions taken", actions_x, "share of steps", *actions),
+        panel("Discriminator loss", time_axis, "binary cross-entropy, nats", *loss),
+        panel("Evaluation with the mean action", time_axis, "mean return; share of starts solved", *evaluation),
+        panel("True return of training episodes", time_axis, "return", episode, smooth),
+        panel("Expert and learned paths, same starts", "x", "y", *paths, goal, square=True),
     ]
 
 
@@ -1049,15 +1008,12 @@ def plot_diagnostics(
     run_dir: Path, demos: Episodes, expert_beside: Episodes, played: dict[str, Episodes], finished: list
 ) -> None:
     """diagnostics.png and diagnostics.html, the latter with all of Plotly inside, so that it opens without network."""
-    import matplotlib
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = make_panels(run_dir, demos, expert_beside, played, finished)
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    figure = Figure(figsize=(16, 9), layout="constrained")
+    axes = figure.subplots(2, 3)
     page = make_subplots(2, 3, subplot_titles=[panel["title"] for panel in panels], horizontal_spacing=0.08)
     for number, (ax, panel) in enumerate(zip(axes.flat, panels)):
         cell, legend, named = {"row": number // 3 + 1, "col": number % 3 + 1}, f"legend{number + 1}", set()
@@ -1084,16 +1040,13 @@ def plot_diagnostics(
         x_domain, y_domain = (page.get_subplot(**cell)[i].domain for i in (0, 1))
         place = {"x": x_domain[1], "xanchor": "right", "y": y_domain[0], "bgcolor": "rgba(255, 255, 255, 0.7)"}
         page.update_layout({legend: place | {"yanchor": "bottom"}})
-        if panel.get("square"):
-            limits = {"xlim": (-1.05, 1.05), "ylim": (-1.05, 1.05), "aspect": "equal"}
-            ax.set(**limits)
+        if panel["square"]:
+            ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
+            anchor = page.get_subplot(**cell)[0].anchor.replace("y", "x")
             page.update_xaxes(range=[-1.05, 1.05], **cell)
-            page.update_yaxes(
-                range=[-1.05, 1.05], scaleanchor=page.get_subplot(**cell)[0].anchor.replace("y", "x"), **cell
-            )
+            page.update_yaxes(range=[-1.05, 1.05], scaleanchor=anchor, **cell)
     figure.suptitle(run_dir.name)
     figure.savefig(run_dir / "diagnostics.png", dpi=100)
-    plt.close(figure)
     page.update_layout(title=run_dir.name, template="plotly_white", height=950)
     page.write_html(run_dir / "diagnostics.html", include_plotlyjs=True)
 
@@ -1108,9 +1061,7 @@ def make_run_dir(args) -> Path:
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
     except OSError as error:
-        raise UserError(
-            f"--output-dir {args.output_dir}: cannot write there ({error.strerror}); choose another."
-        ) from None
+        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -1121,15 +1072,10 @@ def crossed(step: int, batch_size: int, interval: int) -> bool:
 
 def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
     """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
     if bad:
-        kept = (
-            "its last good checkpoint is kept" if (run_dir / "checkpoint.pt").exists() else "it has no checkpoint yet"
-        )
-        raise UserError(
-            f"training diverged at step {step} ({', '.join(bad)} not finite), {kept} in {run_dir}; "
-            "lower the learning rates."
-        )
+        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
+        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -1142,8 +1088,7 @@ def train(args: Args) -> dict:
     torch.set_num_threads(1)  # minibatches this small run slower on more
     resume_path, saved = args.resume, None
     if resume_path:
-        saved = load_saved(resume_path, "--resume", {"script": "toy_pointnav"})
-        args = Args(**saved["args"])
+        saved, args = load_checkpoint(resume_path, "toy_pointnav", Args)
     check_args(args)
 
     expert_act = make_expert(args.continuous, args.seed)
@@ -1154,56 +1099,43 @@ def train(args: Args) -> dict:
     demo_actions = torch.as_tensor(demo_actions, dtype=torch.float32 if args.continuous else torch.int64)
     expert = disc_input(standardize(demo_obs, obs_mean, obs_std), demo_actions)
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
     agent = ActorCritic(args.continuous, args.hidden_size, generator)
     disc = PairDiscriminator(args.continuous, args.disc_hidden_size, generator)
     if args.algorithm == "ppo":
-        optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+        optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     else:
-        optimizer = torch.optim.Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
-    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+        optimizer = Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
+    disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizer = RewardNormalizer()
-    expert_beside = play_episodes(
-        make_expert(args.continuous, args.seed), 500, args.seed + 10_000, args.continuous, args.noise_std
-    )
+    world = (args.continuous, args.noise_std)
+    expert_beside = play_episodes(make_expert(args.continuous, args.seed), 500, args.seed + 10_000, *world)
     collector = PointCollector(PointNav(args.num_envs, args.seed, args.continuous, args.noise_std), obs_mean, obs_std)
-    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    stateful |= {"collector": collector, "normalizer": normalizer}
-
+    parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    parts |= {"collector": collector, "normalizer": normalizer, "generator": generator}
     if saved:
-        run_dir, counters = Path(resume_path).parent, saved["counters"]
-        for name, part in stateful.items():
-            part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"])
+        run_dir, progress = Path(resume_path).parent, restore(parts, saved, resume_path)
     else:
         run_dir = make_run_dir(args)
-        initial = export_toy_policy(agent, obs_mean, obs_std, args)
-        counters = {"iteration": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}
-        counters["initial_accuracy"] = fresh_accuracy(initial, args, args.seed + 40_000)
-    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
-
-    def save_checkpoint() -> None:
-        content = {name: part.state_dict() for name, part in stateful.items()}
-        content |= {"format_version": FORMAT_VERSION, "script": "toy_pointnav", "args": dataclasses.asdict(args)}
-        content |= {"generator": generator.get_state(), "counters": counters, "logger": logger.state_dict()}
-        save_atomically(content, run_dir / "checkpoint.pt")
+        initial = fresh_accuracy(export_toy_policy(agent, obs_mean, obs_std, args), args, args.seed + 40_000)
+        progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "initial_accuracy": initial}
+    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    progress = tqdm(
-        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="step", disable=None
-    )
-    while counters["iteration"] < num_iterations:
+    first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
+    bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None)
+    for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
         if args.anneal_lr and args.algorithm == "ppo":
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - counters["iteration"] / num_iterations)
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
         episodes_before = len(collector.finished)
         rollout = collector.rollout(agent, args.num_steps, generator)
         clock.append(time.perf_counter())
 
         policy = disc_input(rollout.obs, rollout.executed_actions)
         flat = policy.flatten(0, 1)
-        row = update_pair_discriminator(disc, disc_optimizer, expert, flat, args, args.disc_steps, generator)
+        row = update_discriminator(disc, disc_optimizer, expert, flat, args, args.disc_steps, generator)
         with torch.no_grad():
             gail_rewards = imitation_reward(disc(policy), args.reward_form)
         normalizer.update(gail_rewards)
@@ -1216,11 +1148,10 @@ def train(args: Args) -> dict:
             row |= update_by_trpo(agent, optimizer, rollout, rewards, args)
         clock.append(time.perf_counter())
 
-        counters["iteration"] += 1
-        counters["seconds"] += clock[-1] - clock[0]
-        step = counters["iteration"] * batch_size
+        progress["iteration"], progress["seconds"] = iteration + 1, progress["seconds"] + clock[-1] - clock[0]
+        step = progress["iteration"] * batch_size
         row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
-        row |= {"global_step": step, "charts/SPS": int(step / counters["seconds"])}
+        row |= {"global_step": step, "charts/SPS": int(step / progress["seconds"])}
         row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         row |= {"reward/env_mean": rollout.env_rewards.mean().item(), "reward/total_mean": rewards.mean().item()}
         row |= {"reward/gail_mean": gail_rewards.mean().item(), "reward/gail_std": gail_rewards.std().item()}
@@ -1229,48 +1160,38 @@ def train(args: Args) -> dict:
             row |= {"charts/episodic_return": returns, "charts/episodic_length": lengths}
         if crossed(step, batch_size, args.eval_interval):
             current = load_policy(export_toy_policy(agent, obs_mean, obs_std, args), False, args.seed)
-            played = play_episodes(current, 500, args.seed + 10_000, args.continuous, args.noise_std)
+            played = play_episodes(current, 500, args.seed + 10_000, *world)
             mean, success = played.returns.mean().item(), played.success.mean().item()
             row |= {"eval/return_mean": mean, "eval/return_std": played.returns.std().item()}
             row |= {"eval/success_mean": success, "eval/length_mean": played.lengths.mean().item()}
             row |= {"eval/vs_demos": mean / demos.returns.mean(), "eval/vs_expert": mean / expert_beside.returns.mean()}
-            if mean > counters["best"]:
-                counters |= {"best": mean, "best_step": step}
-            progress.set_postfix_str(f"success {success:.1%}")
+            progress["evaluations"].append((step, mean))
+            bar.set_postfix_str(f"success {success:.1%}")
         stop_if_not_finite(row, step, run_dir)
         logger.write(row)
-        progress.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
-            save_checkpoint()
-    progress.close()
+        bar.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or step == last_step:
+            save_checkpoint(run_dir / "checkpoint.pt", "toy_pointnav", args, parts, progress)
+    bar.close()
 
     final = export_toy_policy(agent, obs_mean, obs_std, args)
+    demos_mean, seconds = demos.returns.mean().item(), progress["seconds"]
     save_atomically(final, run_dir / "policy.pt")
     played = evaluate(final, args.eval_episodes, args.noise_std, args.seed + 20_000)
-    fresh = fresh_accuracy(final, args, args.seed + 50_000)
-    summary = summarize(played) | {
-        "eval/vs_demos": played["policy"].returns.mean().item() / demos.returns.mean().item(),
-        "best/return_mean": counters["best"] if counters["best_step"] else None,
-        "best/step": counters["best_step"] or None,
-        "demos_return_mean": demos.returns.mean().item(),
-        "disc/initial_accuracy": counters["initial_accuracy"],
-        "disc/fresh_accuracy": fresh,
-        "env_steps": num_iterations * batch_size,
-        "seconds": counters["seconds"],
-        "charts/SPS": num_iterations * batch_size / counters["seconds"],
-    }
-    logger.write({"global_step": summary["env_steps"]} | {k: v for k, v in summary.items() if k in COLUMNS})
+    initial, fresh = progress["initial_accuracy"], fresh_accuracy(final, args, args.seed + 50_000)
+    best_step, best = max(progress["evaluations"], key=lambda pair: pair[1], default=(None, None))
+    summary = summarize(played) | {"demos_return_mean": demos_mean, "best/return_mean": best, "best/step": best_step}
+    summary |= {"eval/vs_demos": summary["eval/return_mean"] / demos_mean, "env_steps": last_step}
+    summary |= {"disc/initial_accuracy": initial, "disc/fresh_accuracy": fresh}
+    summary |= {"seconds": seconds, "charts/SPS": last_step / seconds}
+    logger.write({"global_step": last_step} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_diagnostics(run_dir, demos, expert_beside, played, collector.finished)
-    print_table(
-        [
-            *table_rows(played),
-            ("a fresh discriminator", f"{counters['initial_accuracy']:.1%} right at the start, {fresh:.1%} at the end"),
-            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} steps/s"),
-            ("results", str(run_dir)),
-        ]
-    )
+    rows = [*table_rows(played)]
+    rows += [("a fresh discriminator", f"{initial:.1%} right at the start, {fresh:.1%} at the end")]
+    rows += [("time", f"{seconds:.0f} s, {last_step / seconds:,.0f} steps/s"), ("results", str(run_dir))]
+    print_table(rows)
     return summary
 
 
@@ -1286,22 +1207,22 @@ def summarize(played: dict[str, Episodes]) -> dict[str, float]:
 def table_rows(played: dict[str, Episodes]) -> list[tuple[str, str]]:
     """evaluate()'s result as rows of a table."""
     names = {"expert": "expert", "policy": "policy, mean action", "sampled": "policy, sampled"}
-    return [
-        (
-            names[name],
-            f"{who.success.mean():.1%} of {len(who.success)} starts solved, {who.lengths.mean():.2f} steps, "
-            f"return {who.returns.mean():.3f} ± {who.returns.std():.3f}",
-        )
-        for name, who in played.items()
-    ]
+    rows = []
+    for name, who in played.items():
+        solved = f"{who.success.mean():.1%} of {len(who.success)} starts solved, {who.lengths.mean():.2f} steps"
+        rows.append((names[name], f"{solved}, return {who.returns.mean():.3f} ± {who.returns.std():.3f}"))
+    return rows
 
 
 def evaluate_saved_policy(args: Args) -> dict:
     """--evaluate: a saved policy beside the expert, from the same starts."""
-    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
-    require_range(args, ["seed", "noise_std"], "0 or greater", lambda x: x >= 0)
+    check_args(args)
     policy = load_saved(args.evaluate, "--evaluate", {"env_id": args.env_id})
-    played = evaluate(policy, args.eval_episodes, args.noise_std, args.seed + 20_000)
+    try:
+        played = evaluate(policy, args.eval_episodes, args.noise_std, args.seed + 20_000)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError) as error:
+        reason = type(error).__name__
+        raise UserError(f"--evaluate {args.evaluate}: its content is damaged ({reason}); give another.") from None
     print_table([("policy", args.evaluate), *table_rows(played)])
     return summarize(played)
 

@@ -326,7 +326,7 @@ def test_evaluation_is_repeatable_and_its_noise_is_seeded():
 def test_cumulative_figure_draws_a_line_an_episode_and_the_mean_in_red(tmp_path, monkeypatch):
     rewards = np.array([[1.0, 2.0, 3.0], [1.0, np.nan, 3.0], [1.0, np.nan, np.nan]])  # (T, E), of 3, 1 and 2 steps
     figures = []
-    monkeypatch.setattr(bc, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(bc.Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
     bc.plot_cumulative_returns(tmp_path / "x.png", [("a", rewards), ("b", 2 * rewards)], 6.0)
     left, right = figures[0].axes
     assert left.get_ylim() == right.get_ylim() and left.get_xlim() == right.get_xlim()
@@ -557,6 +557,7 @@ def mistake(capsys, *argv) -> str:
         (["--batch-size", "-1"], "--batch-size"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--hidden-layers", "0"], "--hidden-layers"),
+        (["--seed", "99999999999999999999"], "--seed"),
         (["--polyak", "1"], "--polyak"),
         (["--val-fraction", "1.5"], "--val-fraction"),
         (["--weight-decay", "-1"], "--weight-decay"),
@@ -610,6 +611,8 @@ def test_bad_demonstrations(tmp_path, capsys, demo_file, field, value, named):
         ({"format_version": 9}, "format_version is 9"),
         ({"env_id": "Hopper-v4"}, "env_id is Hopper-v4"),
         ({"weights": {}}, "damaged"),
+        ({"weights": 3}, "damaged"),
+        ({"max_episode_steps": "x"}, "damaged"),
         ({"obs_mean": torch.zeros(3)}, "damaged"),
         ({"obs_mean": torch.full((17,), math.nan)}, "not finite"),
     ],
@@ -633,6 +636,14 @@ def test_hostile_checkpoint_runs_nothing(tmp_path, capsys):
             bc.main([flag, str(tmp_path / "bad.pt")])
         printed = capsys.readouterr()
         assert "ran" not in printed.out and "not a readable" in printed.err
+
+
+def test_checkpoint_of_another_version(tmp_path, capsys, no_figures):
+    run(tmp_path, "a")
+    content = saved(tmp_path / "a/checkpoint.pt")
+    content["args"]["steps"] = content["args"].pop("gradient_steps")
+    torch.save(content, tmp_path / "a/checkpoint.pt")
+    assert "another version" in mistake(capsys, "--resume", str(tmp_path / "a/checkpoint.pt"))
 
 
 def test_checkpoint_of_another_script(tmp_path, capsys):
@@ -675,7 +686,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
     monkeypatch.setattr(bc, "clone", diverging)
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
     assert "diverged at step 60 (bc/train_loss" in mistake(capsys, *flags)
-    assert saved(tmp_path / "nan/checkpoint.pt")["counters"]["step"] == 40
+    assert saved(tmp_path / "nan/checkpoint.pt")["progress"]["step"] == 40
 
 
 @pytest.mark.parametrize("flag", ["--anneal-lr=False", "--no-anneal-lr", "--anneal_lr=False"])

@@ -298,12 +298,37 @@ def mistake(capsys, *argv) -> str:
         (["inspect", "--demos", "nowhere.npz"], "nowhere.npz"),
         (["convert", "--source", "a.npz", "--target", "b.npz"], "--source"),
         (["convert", "--source", "nowhere.pkl", "--target", "b.npz"], "--source"),
+        (["train", "--seed", "99999999999999999999"], "--seed"),
+        (["collect", "--seed", "99999999999999999999"], "--seed"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, argv, named):
     monkeypatch.chdir(tmp_path)
     assert named in mistake(capsys, *argv)
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_in_new_folders_and_where_nothing_can_be_written(tmp_path, capsys, demo_file):
+    source = demo_file()
+    c.main(["convert", "--source", source, "--target", str(tmp_path / "new/folder/a.pkl")])
+    c.main(["inspect", "--demos", source, "--figure", str(tmp_path / "another/a.png")])
+    assert (tmp_path / "new/folder/a.pkl").exists() and (tmp_path / "another/a.png").exists()
+    (tmp_path / "file").write_text("")
+    for argv in (["convert", "--source", source, "--target"], ["inspect", "--demos", source, "--figure"]):
+        assert argv[-1] in mistake(capsys, *argv, str(tmp_path / "file/a.pkl"))
+
+
+def test_checkpoint_of_another_version(tmp_path, capsys):
+    args = vars(c.Train()) | {"lr": 1.0}
+    torch.save({"format_version": 1, "script": "collect_expert_sac", "args": args}, tmp_path / "old.pt")
+    assert "another version" in mistake(capsys, "train", "--resume", str(tmp_path / "old.pt"))
+
+
+@pytest.mark.parametrize("change", [{"weights": {}}, {"weights": 3}, {"sizes": [17, 12]}, {"obs_mean": "x"}])
+def test_malformed_expert(tmp_path, capsys, change):
+    torch.save(small_policy() | change, tmp_path / "policy.pt")
+    flags = ["--expert", str(tmp_path / "policy.pt"), "--output-dir", str(tmp_path / "sets")]
+    assert "damaged" in mistake(capsys, "collect", *flags)
 
 
 def test_a_set_whose_fields_disagree_is_refused(tmp_path, capsys):

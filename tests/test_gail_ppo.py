@@ -243,7 +243,7 @@ def test_reward_normalizer_equals_numpy_over_its_window(window):
     np.testing.assert_allclose(normalizer.normalize(x, False), batches[-1] / seen.std(), rtol=1e-5)
     restored = g.RewardNormalizer(window)
     restored.load_state_dict(normalizer.state_dict())
-    assert restored.mean_std == normalizer.mean_std
+    assert torch.equal(restored.normalize(x, True), normalizer.normalize(x, True))
 
 
 def test_spectral_norm_bounds_each_layer():
@@ -534,6 +534,9 @@ def mistake(capsys, *argv) -> str:
         (["--demos", "nowhere.npz"], "--demos nowhere.npz"),
         (["--env-id", "Ant-v4"], "--env-id"),
         (["--reward-source", "env", "--burn-in-steps", "5"], "--burn-in-steps"),
+        (["--reward-source", "combined", "--no-normalize-reward"], "--no-normalize-reward"),
+        (["--seed", "99999999999999999999"], "--seed"),
+        (["--seed", "-1"], "--seed"),
         (["--resume", "nowhere.pt"], "--resume"),
         (["--evaluate", "nowhere.pt"], "--evaluate"),
     ],
@@ -608,9 +611,35 @@ def test_resume_needs_its_metrics_and_its_demonstrations(tmp_path, capsys):
     assert "metrics.csv" in mistake(capsys, "--resume", str(tmp_path / "alone/checkpoint.pt"))
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["checkpoint.pt"]
     saved = torch.load(checkpoint, weights_only=True)
-    saved["obs_mean"] += 1
+    saved["progress"]["obs_mean"] += 1
     torch.save(saved, checkpoint)
     assert "has changed" in mistake(capsys, "--resume", str(checkpoint))
+
+
+@pytest.mark.parametrize("change", [{"discount": 0.9}, {"gamma": None}, {"optimizer": None}, {"agent": {"w": 1}}])
+def test_checkpoint_of_another_version(tmp_path, capsys, change):
+    """Settings unknown, settings missing, and a part missing or of another form."""
+    run(tmp_path, "a")
+    path = tmp_path / "a/checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    for name, value in change.items():
+        entries = saved if name in ("agent", "optimizer") else saved["args"]
+        entries[name] = value
+        if value is None:
+            del entries[name]
+    torch.save(saved, path)
+    assert "another version" in mistake(capsys, "--resume", str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": None}, {"weights": {}}, {"weights": 3}, {"sizes": [17, 4]}, {"obs_mean": "x"}, {"obs_std": None}],
+)
+def test_malformed_policy(tmp_path, capsys, change):
+    agent = g.Agent(17, 6, 8, torch.Generator().manual_seed(0))
+    policy = g.export_policy(agent, torch.zeros(17), torch.ones(17), "HalfCheetah-v4", 10)
+    torch.save({k: v for k, v in (policy | change).items() if v is not None}, tmp_path / "policy.pt")
+    assert "damaged" in mistake(capsys, "--evaluate", str(tmp_path / "policy.pt"), "--eval-episodes", "2")
 
 
 def test_resume_stands_alone(capsys):
@@ -635,7 +664,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
     assert "diverged at step 2400 (losses/value_loss" in mistake(capsys, *flags)
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
-    assert saved["counters"]["iteration"] == 2
+    assert saved["progress"]["iteration"] == 2
 
 
 @pytest.mark.parametrize("flag", ["--anneal-lr=False", "--no-anneal-lr", "--anneal_lr=False"])

@@ -166,7 +166,7 @@ def test_window_gradient_penalty_equals_finite_differences(kind):
         step = step.view(1, 3, 2)
         grad.append(((disc(x + step) - disc(x - step)) / 2e-6).item())
     expected = (math.sqrt(sum(g * g for g in grad)) - 1) ** 2
-    penalty = s.window_gradient_penalty(disc, expert, policy, mix)
+    penalty = s.gradient_penalty(disc, expert, policy, mix)
     assert penalty.item() == pytest.approx(expected, rel=1e-4)
     penalty.backward()  # the double backward exists
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in disc.parameters())
@@ -184,8 +184,8 @@ def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
             windows.append(torch.stack([angles.cos(), angles.sin()], -1))
         disc = s.MLPDiscriminator(2, seq_len, 32, generator)
         optimizer = torch.optim.Adam(disc.parameters(), 3e-3)
-        args = s.Args(disc_steps=300, disc_batch_size=128, grad_penalty_coef=0.0)
-        s.update_on_windows(disc, optimizer, *windows, args, generator)
+        args = s.Args(disc_batch_size=128, grad_penalty_coef=0.0)
+        s.update_discriminator(disc, optimizer, *windows, args, 300, generator)
         with torch.no_grad():
             right = torch.cat([disc(windows[0]) > 0, disc(windows[1]) < 0])
         accuracy[seq_len] = right.float().mean().item()
@@ -255,6 +255,20 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
 # Users' mistakes
 
 
+def test_checkpoint_of_another_version_and_malformed_policy(tmp_path, capsys):
+    run(tmp_path, "a")
+    saved, policy = (torch.load(tmp_path / "a" / name, weights_only=True) for name in ("checkpoint.pt", "policy.pt"))
+    saved["args"]["discount"] = saved["args"].pop("gamma")
+    torch.save(saved, tmp_path / "a/checkpoint.pt")
+    torch.save(policy | {"weights": {}}, tmp_path / "a/policy.pt")
+    for flag, name, named in (("--resume", "checkpoint.pt", "another version"), ("--evaluate", "policy.pt", "damaged")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            s.main([flag, str(tmp_path / "a" / name)])
+        message = capsys.readouterr().err
+        assert exit_info.value.code == 2 and named in message and message.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -262,6 +276,8 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
         (["--seq-len", "101"], "--seq-len"),
         (["--disc-batch-size", "-1"], "--disc-batch-size"),
         (["--discriminator", "transformer", "--disc-hidden-size", "30"], "--disc-hidden-size"),
+        (["--reward-source", "combined", "--no-normalize-reward"], "--no-normalize-reward"),
+        (["--seed", "99999999999999999999"], "--seed"),
         (["--resume", "nowhere.pt"], "--resume"),
     ],
 )

@@ -372,8 +372,8 @@ def test_discriminator_separates_what_can_be_separated_and_nothing_else():
     for policy, loss in ((t.disc_input(obs, moves * 0), 0.3), (expert, 2 * math.log(2))):
         disc = t.PairDiscriminator(False, 32, generator)
         optimizer = torch.optim.Adam(disc.parameters(), 3e-3)
-        t.update_pair_discriminator(disc, optimizer, expert, policy, args, 200, generator)
-        log = t.update_pair_discriminator(disc, optimizer, expert, policy, args, 20, generator)
+        t.update_discriminator(disc, optimizer, expert, policy, args, 200, generator)
+        log = t.update_discriminator(disc, optimizer, expert, policy, args, 20, generator)
         assert log["disc/loss"] == pytest.approx(loss, abs=0.2)
         if policy is not expert:
             assert log["disc/expert_acc"] == log["disc/policy_acc"] == 1 and log["disc/grad_penalty"] > 0
@@ -561,6 +561,7 @@ def mistake(capsys, *argv) -> str:
         (["--noise-std", "-0.1"], "--noise-std"),
         (["--num-minibatches", "100000"], "--num-minibatches"),
         (["--expert-episodes", "0"], "--expert-episodes"),
+        (["--seed", "99999999999999999999"], "--seed"),
         (["--max-kl", "0"], "--max-kl"),
         (["--cg-iterations", "0"], "--cg-iterations"),
         (["--cg-damping", "-1"], "--cg-damping"),
@@ -593,6 +594,17 @@ def test_files_of_others(tmp_path, capsys):
     assert "env_id is HalfCheetah-v4" in mistake(capsys, "--evaluate", str(tmp_path / "policy.pt"))
 
 
+def test_checkpoint_of_another_version_and_malformed_policy(tmp_path, capsys, no_figures):
+    run(tmp_path, "a")
+    saved, policy = (torch.load(tmp_path / "a" / name, weights_only=True) for name in ("checkpoint.pt", "policy.pt"))
+    saved["args"]["discount"] = saved["args"].pop("gamma")
+    torch.save(saved, tmp_path / "a/checkpoint.pt")
+    assert "another version" in mistake(capsys, "--resume", str(tmp_path / "a/checkpoint.pt"))
+    for change in ({"weights": {}}, {"weights": 3}, {"sizes": []}, {"obs_mean": "x"}, {"kind": "gaussian"}):
+        torch.save(policy | change, tmp_path / "bad.pt")
+        assert "damaged" in mistake(capsys, "--evaluate", str(tmp_path / "bad.pt"), "--eval-episodes", "5")
+
+
 def test_an_existing_run_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     message = mistake(capsys, *TINY, "--output-dir", str(tmp_path), "--run-name", "taken")
@@ -610,4 +622,4 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
     message = mistake(capsys, *TINY, "--output-dir", str(tmp_path), "--run-name", "nan")
     assert "diverged at step 768 (losses/value_loss" in message
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
-    assert saved["counters"]["iteration"] == 2
+    assert saved["progress"]["iteration"] == 2
