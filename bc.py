@@ -255,19 +255,15 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(
-                fits and array.dtype.kind in "fb",
-                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
-            )
+            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
         raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
-    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
-    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
-    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
-    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
+    masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
+    kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -322,9 +318,8 @@ class BatchHalfCheetah:
     frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
         mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
-        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        self.model = mujoco.MjModel.from_xml_path(f"{gym.__path__[0]}/envs/mujoco/assets/half_cheetah.xml")
         mujoco.set_mju_user_warning(None)
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
@@ -342,8 +337,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + position_noise
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -680,10 +675,9 @@ class MetricsLogger:
             import wandb
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
-            run_id = saved["wandb_id"] if saved else None
+            names |= {"id": saved["wandb_id"] if saved else None, "resume": "allow", "dir": str(run_dir)}
             try:
-                config = dataclasses.asdict(args)
-                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
@@ -875,9 +869,8 @@ def train(args: Args, quiet: bool = False) -> dict:
         row |= {"global_step": last, "charts/SPS": int(last / progress["seconds"])}
         row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         stop_if_not_finite(row, last, run_dir)
-        row |= summarize(
-            *(returns_of_play(export(x), 20, False, args.seed + 10_000, args.threads) for x in (model, slow))
-        )
+        seed, both = args.seed + 10_000, (export(model), export(slow))
+        row |= summarize(*(returns_of_play(policy, 20, False, seed, args.threads) for policy in both))
         progress["evaluations"].append((last, row["eval/return_mean"]))
         bar.set_postfix_str(f"return {row['eval/return_mean']:.0f} (demonstrations {demos_mean:.0f})")
         logger.write(row)
@@ -936,10 +929,7 @@ def evaluate_saved(args: Args) -> dict:
     try:
         returns = compare_policies(policies, args, demos_mean, figure_path)
     except OSError as error:
-        reason = error.strerror
-        raise UserError(
-            f"--evaluate {args.evaluate}: no figure fits beside it ({reason}); copy it elsewhere."
-        ) from None
+        raise UserError(f"--evaluate: cannot write {figure_path} ({error.strerror}); copy the policy.pt.") from None
     summary = {title: describe(x, demos_mean) for (title, _), x in zip(policies, returns)}
     demos_line = f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({args.demos})"
     rows = [("demonstrations", demos_line), *summary.items(), ("episodes", f"{args.eval_episodes}, mean action")]
@@ -1104,10 +1094,8 @@ def plot_study(folder: Path, rows: list[dict]) -> None:
     one = 64 if 64 in widths else widths[0]
     by_set = {level: cells_of(rows, level=level, width=one) for level in LEVELS}
     by_width = {f"width {width}": cells_of(rows, level=WIDE_LEVEL, width=width) for width in widths}
-    for name, title, groups in (
-        ("sets.png", f"Five sets, width {one}", by_set),
-        ("widths.png", f"Widths, on {WIDE_LEVEL}", by_width),
-    ):
+    figures = [("sets.png", f"Five sets, width {one}", by_set), ("widths.png", f"Widths, on {WIDE_LEVEL}", by_width)]
+    for name, title, groups in figures:
         figure, (ax,) = new_figure(1, width=9)
         for label, cells in groups.items():
             if not cells:
@@ -1120,11 +1108,8 @@ def plot_study(folder: Path, rows: list[dict]) -> None:
             (line,) = ax.plot(steps, values.mean(0), label=label, marker=".")
             ax.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         ax.axhline(float(rows[0]["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
-        ax.set(
-            xlabel="gradient steps",
-            ylabel="true return, mean action, 20 episodes",
-            title=f"{title} (mean and range of the seeds)",
-        )
+        ax.set(xlabel="gradient steps", ylabel="true return, mean action, 20 episodes")
+        ax.set_title(f"{title} (mean and range of the seeds)")
         figure.legend(loc="outside right center")
         figure.savefig(folder / name, dpi=120)
 

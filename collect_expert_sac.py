@@ -211,9 +211,8 @@ class BatchHalfCheetah:
     frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
         mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
-        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        self.model = mujoco.MjModel.from_xml_path(f"{gym.__path__[0]}/envs/mujoco/assets/half_cheetah.xml")
         mujoco.set_mju_user_warning(None)
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
@@ -231,8 +230,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + position_noise
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -481,30 +480,26 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
     actor = make_actor(policy["sizes"], Generator())
     actor.load_state_dict(policy["weights"])
     generator = Generator().manual_seed(seed)
-    steps = [[] for _ in range(episodes)]  # per episode: (obs, action, reward, qpos, qvel)
-    finals, ends = [None] * episodes, [None] * episodes
-    obs = envs.reset()
-    while None in finals:
+    obs, steps, running = envs.reset(), [], np.ones(episodes, bool)
+    states = [(obs, *physics_state(envs))]  # before the first step, and after each
+    terminated_at_all, truncated_at_all = np.zeros(episodes, bool), np.zeros(episodes, bool)
+    while running.any():
         noise = torch.randn((episodes, envs.action_dim), generator=generator)
         x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
         action = scale_action(sample_action(actor, x, noise, noise_scale)[0].numpy(), envs)
-        physics = physics_state(envs)
-        next_obs, reward, terminated, truncated, final_obs = envs.step(action)
-        for i in range(episodes):
-            if finals[i] is None:
-                steps[i].append((obs[i], action[i], reward[i], *(x[i] for x in physics)))
-                if terminated[i] or truncated[i]:
-                    finals[i] = (final_obs[i], *(x[i] for x in physics_state(envs, final=True)))
-                    ends[i] = (terminated[i], truncated[i])
-        obs = next_obs
-    fields = {"observations": [[s[0] for s in episode] + [final[0]] for episode, final in zip(steps, finals)]}
-    fields |= {name: [[s[k] for s in episode] for episode in steps] for k, name in ((1, "actions"), (2, "rewards"))}
-    for k, name in ((1, "qpos"), (2, "qvel")) if len(finals[0]) == 3 else ():
-        fields[name] = [[s[k + 2] for s in episode] + [final[k]] for episode, final in zip(steps, finals)]
-    arrays = {name: np.concatenate([np.asarray(episode) for episode in field]) for name, field in fields.items()}
+        obs, reward, terminated, truncated, final_obs = envs.step(action)
+        steps.append((action, reward, running))
+        states.append((final_obs, *physics_state(envs, final=True)))
+        terminated_at_all |= terminated & running
+        truncated_at_all |= truncated & running
+        running = running & ~(terminated | truncated)
+    actions, rewards, running = (np.stack(column) for column in zip(*steps))  # (T, E, ...)
+    lengths = running.sum(0)
+    shown = np.arange(len(states)) <= lengths[:, None]  # (E, T + 1): the final state of an episode belongs to it
+    fields = zip(("observations", "qpos", "qvel"), (np.stack(column, 1)[shown] for column in zip(*states)))
+    arrays = dict(fields) | {"actions": actions.swapaxes(0, 1)[running.T], "rewards": rewards.T[running.T]}
     arrays |= {name: arrays[name].astype(np.float32) for name in ("observations", "actions", "rewards")}
-    arrays["terminated"], arrays["truncated"] = np.array(ends).T
-    return arrays | {"lengths": np.array([len(episode) for episode in steps], np.int64)}
+    return arrays | {"terminated": terminated_at_all, "truncated": truncated_at_all, "lengths": lengths}
 
 
 def export_expert(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
@@ -625,19 +620,15 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(
-                fits and array.dtype.kind in "fb",
-                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
-            )
+            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
         raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
-    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
-    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
-    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
-    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
+    masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
+    kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -666,18 +657,14 @@ def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             trajectories = PlainUnpickler(file).load()
-        columns = [
-            [np.array([step[key] for step in steps], np.float64) for key in PICKLE_KEYS] for steps in trajectories
-        ]
+        columns = [[np.array([x[key] for x in steps], np.float64) for key in PICKLE_KEYS] for steps in trajectories]
         lengths = np.array([len(reward) for _, _, reward in columns], np.int64)
         envs = BatchHalfCheetah(len(columns), 1000, 0, 1)
         for states, actions, _ in columns:
             if states.shape[1:] != (envs.obs_dim,) or actions.shape[1:] != (envs.action_dim,):
                 raise ValueError("expected states of 17 numbers and actions of 6")
     except Exception as error:  # a pickle can fail in any way
-        raise UserError(
-            f"--source {path}: not a pickle of HalfCheetah-v4 ({error}); give one of the author's."
-        ) from None
+        raise UserError(f"--source {path}: no HalfCheetah-v4 trajectories ({error}); give an author's .pkl.") from None
     envs.reset()
     for i, (states, _, _) in enumerate(columns):
         envs.qpos[i, 1:], envs.qvel[i] = np.split(states[-1], [envs.model.nq - 1])
@@ -734,10 +721,8 @@ def inspect(args: Inspect) -> None:
     rows += [("environment", f"{metadata['env_id']}, at most {metadata['max_episode_steps']} steps an episode")]
     rows += [("episodes", f"{len(returns)}, of {demos.lengths.min()} to {demos.lengths.max()} steps")]
     spread = f"{returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}"
-    rows += [
-        ("return", spread),
-        ("ended by", f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"),
-    ]
+    ends = f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"
+    rows += [("return", spread), ("ended by", ends)]
     rows += [("actions beyond 0.99", f"{(np.abs(demos.actions) > 0.99).mean():.1%}")]
     rows += [("physics state", "yes" if demos.qpos is not None else "no (no frames can be rendered)")]
     made_with = {k: v for k, v in metadata.items() if k not in ("env_id", "max_episode_steps")}
@@ -831,10 +816,9 @@ class MetricsLogger:
             import wandb
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
-            run_id = saved["wandb_id"] if saved else None
+            names |= {"id": saved["wandb_id"] if saved else None, "resume": "allow", "dir": str(run_dir)}
             try:
-                config = dataclasses.asdict(args)
-                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None

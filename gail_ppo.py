@@ -292,19 +292,15 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(
-                fits and array.dtype.kind in "fb",
-                f"'{name}' is {found}, but 'lengths' asks for {count} rows of numbers",
-            )
+            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
         raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
 
-    chosen = np.sort(rng.choice(episodes, num_demos or episodes, replace=False))
-    of_step, of_obs = (np.repeat(np.arange(episodes), lengths + extra) for extra in (0, 1))
-    episode_of = {steps: of_step, steps + episodes: of_obs, episodes: np.arange(episodes)}
-    kept = {name: fields[name][np.isin(episode_of[rows[name]], chosen)] for name in rows if name in fields}
+    chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
+    masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
+    kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -318,9 +314,8 @@ class BatchHalfCheetah:
     frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
 
     def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-        xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
         mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
-        self.model = mujoco.MjModel.from_xml_path(str(xml))
+        self.model = mujoco.MjModel.from_xml_path(f"{gym.__path__[0]}/envs/mujoco/assets/half_cheetah.xml")
         mujoco.set_mju_user_warning(None)
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
@@ -338,8 +333,8 @@ class BatchHalfCheetah:
         """Start new episodes in the given simulations (None: all); returns all observations."""
         ids = np.arange(self.num_envs) if ids is None else ids
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        position_noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + position_noise
+        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
+        self.qpos[ids] = self.model.qpos0 + noise
         self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
         self.elapsed[ids] = 0
         return self.observe()
@@ -828,10 +823,9 @@ class MetricsLogger:
             import wandb
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
-            run_id = saved["wandb_id"] if saved else None
+            names |= {"id": saved["wandb_id"] if saved else None, "resume": "allow", "dir": str(run_dir)}
             try:
-                config = dataclasses.asdict(args)
-                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None

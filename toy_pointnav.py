@@ -83,6 +83,7 @@ MAX_EPISODE_STEPS = 60
 MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)  # what each of the five actions adds
 ACTION_NAMES = ["stay", "up", "down", "left", "right"]
 EXPERT_STD = 0.2  # noise of the --continuous expert, a share of full speed
+BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
 FISHER_STRIDE = 4  # TRPO's Fisher matrix is estimated on every fourth state; its bound is checked on all of them
 
 
@@ -159,8 +160,6 @@ class Args:
     """TRPO: conjugate gradient iterations"""
     cg_damping: float = 0.01
     """TRPO: this much of the identity is added to the Fisher matrix"""
-    backtrack_steps: int = 10
-    """TRPO: how often the line search may halve its step before it gives up"""
     value_steps: int = 20
     """TRPO: Adam steps of the value function per rollout"""
     value_learning_rate: float = 3e-3
@@ -213,7 +212,7 @@ def check_args(args: Args) -> None:
     """Raise UserError for a setting out of range, before anything is written."""
     positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
     positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "clip_coef", "max_grad_norm"]
-    positive += ["expert_episodes", "max_kl", "cg_iterations", "backtrack_steps", "value_steps", "value_learning_rate"]
+    positive += ["expert_episodes", "max_kl", "cg_iterations", "value_steps", "value_learning_rate"]
     positive += ["disc_learning_rate", "disc_steps", "disc_batch_size", "disc_hidden_size", "fresh_disc_steps"]
     not_negative = ["noise_std", "ent_coef", "vf_coef", "cg_damping", "grad_penalty_coef", "disc_ent_coef"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
@@ -598,7 +597,7 @@ def trpo_step(agent: ActorCritic, obs: Tensor, action: Tensor, advantages: Tenso
     step = direction * torch.sqrt(2 * args.max_kl / (curvature + 1e-10))
     old = nn.utils.parameters_to_vector(parameters).detach().clone()
     with torch.no_grad():
-        for halving in range(args.backtrack_steps):
+        for halving in range(BACKTRACK_STEPS):
             nn.utils.vector_to_parameters(old + 0.5**halving * step, parameters)
             after, kl = surrogate_and_kl()
             if kl <= args.max_kl and after >= before:
@@ -653,9 +652,8 @@ class PointCollector:
             steps.append((obs, action, executed, head, reward, terminated, ended, final_obs))
             self.step += self.envs.num_envs
             self.episode_return += reward
-            self.finished += [
-                (self.step, float(self.episode_return[i]), int(lengths[i])) for i in np.flatnonzero(ended)
-            ]
+            done = zip(self.episode_return[ended].tolist(), lengths[ended].tolist())
+            self.finished += [(self.step, *episode) for episode in done]
             self.episode_return[ended] = 0.0
         columns = list(zip(*steps))
         obs, action, executed, head = (torch.stack(column) for column in columns[:4])
@@ -906,10 +904,9 @@ class MetricsLogger:
             import wandb
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
-            run_id = saved["wandb_id"] if saved else None
+            names |= {"id": saved["wandb_id"] if saved else None, "resume": "allow", "dir": str(run_dir)}
             try:
-                config = dataclasses.asdict(args)
-                self.wandb = wandb.init(**names, id=run_id, resume="allow", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
