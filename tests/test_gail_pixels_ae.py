@@ -470,6 +470,7 @@ def test_cuda(tmp_path):
         (["--env-id", "Hopper-v4"], "--env-id"),
         (["--total-timesteps", "100"], "--total-timesteps"),
         (["--num-minibatches", "10000"], "--num-minibatches"),
+        (["--seed", "99999999999999999999"], "--seed"),
         (["--demos", "nowhere.npz"], "nowhere.npz"),
         (["--evaluate", "nowhere.pt"], "nowhere.pt"),
         (["--resume", "nowhere.pt"], "nowhere.pt"),
@@ -499,6 +500,17 @@ def test_a_policy_of_another_script_is_refused(capsys):
         script.main(["--evaluate", str(ROOT / "data/expert.pt")])
     assert exit_info.value.code == 2
     assert "its kind is" in capsys.readouterr().err
+
+
+def test_checkpoint_and_policy_of_another_version(tmp_path, capsys):
+    common = {"format_version": 1, "args": vars(script.Args()) | {"zoom": 1}}
+    torch.save(common | {"script": "gail_pixels_ae"}, tmp_path / "checkpoint.pt")
+    torch.save(common | {"kind": "pixels"}, tmp_path / "policy.pt")
+    for argv in (["--resume", str(tmp_path / "checkpoint.pt")], ["--evaluate", str(tmp_path / "policy.pt")]):
+        with pytest.raises(SystemExit) as exit_info:
+            script.main(argv)
+        text = capsys.readouterr().err
+        assert exit_info.value.code == 2 and "another version" in text and text.count("\n") == 1
 
 
 def test_cuda_without_cuda(capsys):
