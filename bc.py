@@ -831,7 +831,7 @@ def train(args: Args, quiet: bool = False) -> dict:
     envs = make_envs(args.env_id, 1, max_episode_steps, args.seed, 1)
     check_dimensions(demos, envs, args.demos)
     other = read_policy(args.compare_with, "--compare-with", args.env_id) if args.compare_with else None
-    demos_mean, expert_mean = demos.returns.mean(), demos.metadata["expert_return_mean"]
+    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
     held_out = split_episodes(len(demos.lengths), args.val_fraction, rng)
     pairs = make_pairs(demos, held_out, envs, device)
 

@@ -8,6 +8,7 @@ al. 2017, https://arxiv.org/abs/1707.06347):
     pretrain the autoencoder on the expert's frames and on frames of random actions
     repeat:  collect a rollout, rendering and encoding each frame once -> update D on the latents of K frames
              -> reward = how expert-like the K frames after each step are -> GAE -> PPO update on latents
+             -> a few steps of the autoencoder; the expert's frames are encoded anew
 
 What it does besides, and why:
 
@@ -21,14 +22,18 @@ What it does besides, and why:
     after another cannot. D sees frames alone.
  4. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
     end with the one that action t led to. No window looks ahead or spans two episodes.
- 5. The encoder is frozen after its pretraining: networks that learn from latents lose what they know when the latents'
-    meaning moves. `--faithful` is the arrangement of the document that this script started from: one latent for a
-    stack of K frames, an encoder trained by reconstruction throughout and not pretrained.
+ 5. The encoder is pretrained, then trained on a little after every rollout, and the expert is encoded anew each time.
+    Besides reconstructing, its latents must tell the policy's *own* last action (an inverse model): an action shows in
+    accelerations, so the latents have to hold the positions of small limbs precisely. No expert action is known.
+    `--faithful` is the arrangement of the document that this script started from: one latent for a stack of K frames,
+    an encoder trained by reconstruction alone and not pretrained.
  6. Reconstruction errors are divided by how much a pixel varies, since a foot's few pixels matter as much as a torso.
- 7. The camera follows the animal from low down, so that it stands out against the dark sky, and looks through a colour
-    filter (2 red - 1.7 blue) under which the brown animal is bright and the floor dim: the encoder then spends itself
-    on the animal and not on the checkerboard, whose dim strip still shows the speed.
- 8. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
+ 7. The camera runs along with the animal, low down and at one height, so that it stands out against the dark sky and a
+    jump shows. It looks through a colour filter (2 red - 1.7 blue) under which the brown animal is bright and the floor
+    dim: the encoder then spends itself on the animal, not on the checkerboard, whose dim strip still shows the speed.
+ 8. PPO's steps are as large as in `gail_ppo.py`: an imitator must become as quiet as its expert, and small steps keep
+    the policy's noise, and with it the return, where they were. Only the first layers take smaller ones.
+ 9. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
 
 Commands (two CPU cores):
 
@@ -74,9 +79,12 @@ from tqdm import tqdm
 
 FORMAT_VERSION = 1
 REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
+FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
 OBS_CLIP = 10.0  # standardized inputs are clipped to [-OBS_CLIP, OBS_CLIP]
 CAMERA_DISTANCE, CAMERA_ELEVATION = 2.4, 8.0  # metres and degrees; positive: the camera looks up
-FAITHFUL_AE_STEPS = 8  # autoencoder steps after each rollout with --faithful
+VIEW_CENTRE, VIEW_HEIGHT, VIEW_ASPECT = 0.56, 1.2, 12 / 7  # metres above the floor, metres, width by height
+INVERSE_HIDDEN = 256  # width of the inverse model's hidden layer
+REST_OF_AE_LR = 0.2  # what is left of the autoencoder's step size after its pretraining
 
 
 @dataclass
@@ -124,7 +132,7 @@ class Args:
     """parallel environments (N)"""
     num_steps: int = 100
     """steps per environment and rollout (T)"""
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
     """Adam step size of policy and value"""
     anneal_lr: bool = True
     """let that step size fall linearly to zero over the run"""
@@ -132,9 +140,9 @@ class Args:
     """discount factor"""
     gae_lambda: float = 0.9
     """lambda of generalized advantage estimation"""
-    num_minibatches: int = 10
+    num_minibatches: int = 8
     """minibatches per epoch of the PPO update"""
-    update_epochs: int = 6
+    update_epochs: int = 8
     """epochs of the PPO update over each rollout"""
     norm_adv: bool = True
     """normalize advantages in each minibatch"""
@@ -142,15 +150,15 @@ class Args:
     """clipping of the probability ratio"""
     clip_vloss: bool = False
     """clip the value's change as well"""
-    ent_coef: float = 0.001
+    ent_coef: float = 0.0
     """weight of the policy's entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 0.5
     """gradient norm at which PPO's gradients are cut"""
-    target_kl: float = 0.02
+    target_kl: float = 0.0
     """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
-    hidden_size: int = 256
+    hidden_size: int = 128
     """width of the two hidden layers of policy and value"""
 
     reward_source: Literal["gail", "env"] = "gail"
@@ -164,15 +172,15 @@ class Args:
 
     disc_loss: Literal["bce", "wgan"] = "bce"
     """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
-    disc_learning_rate: float = 5e-4
+    disc_learning_rate: float = 1e-3
     """Adam step size of the discriminator"""
-    disc_steps: int = 10
+    disc_steps: int = 20
     """minibatch steps of the discriminator per rollout"""
-    disc_batch_size: int = 256
+    disc_batch_size: int = 512
     """expert windows of K frames, and as many of the policy's, in a discriminator minibatch"""
     disc_hidden_size: int = 128
     """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 1.0
+    grad_penalty_coef: float = 0.1
     """weight of the discriminator's gradient penalty"""
     disc_ent_coef: float = 0.0
     """weight of the entropy bonus on the discriminator's output"""
@@ -181,22 +189,26 @@ class Args:
 
     frame_stack: int = 4
     """frames that policy and discriminator see at once (K)"""
-    image_size: int = 64
-    """height and width of a frame in pixels"""
+    image_size: int = 56
+    """height of a frame in pixels; it is 12 wide for 7 high, rounded to 8"""
     latent_dim: int = 64
     """numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful"""
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""
     faithful: bool = False
-    """one latent a stack, encoder trained by reconstruction throughout, no pretraining: the document's arrangement"""
+    """one latent a stack, encoder trained by reconstruction alone, no pretraining: the document's arrangement"""
     pretrain_frames: int = 6_400
     """frames of random actions for pretraining the autoencoder; they count as steps"""
-    pretrain_steps: int = 1_500
+    pretrain_steps: int = 1_000
     """autoencoder steps before the first rollout"""
+    ae_steps: int = 8
+    """autoencoder steps after each rollout (0: frozen after the pretraining)"""
+    inverse_coef: float = 0.01
+    """weight of the inverse model's loss: K latents must tell the policy's own last action (0: reconstruction alone)"""
     ae_batch_size: int = 256
     """frames in an autoencoder minibatch, half the expert's and half the policy's"""
     ae_learning_rate: float = 1e-3
-    """Adam step size of the autoencoder; falls linearly to zero over the second half of the pretraining"""
+    """Adam step size of the autoencoder; falls to a fifth over the second half of the pretraining"""
 
 
 class UserError(Exception):
@@ -226,32 +238,32 @@ def check_args(args: Args) -> None:
     positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "frame_stack", "latent_dim"]
     positive += ["ae_learning_rate", "pretrain_frames"]
     not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
-    not_negative += ["disc_ent_coef", "pretrain_steps"]
+    not_negative += ["disc_ent_coef", "pretrain_steps", "ae_steps", "inverse_coef"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     require_range(args, ["image_size"], "of 16 or more that divides by 8", lambda x: x >= 16 and x % 8 == 0)
-    require_range(args, ["ae_batch_size"], "of 2 or more that is even", lambda x: x >= 2 and x % 2 == 0)
-    rollout = args.num_envs * args.num_steps
-    if 2 * args.num_minibatches > rollout:
-        raise UserError(
-            f"--num-minibatches is {args.num_minibatches}, but a rollout has only {rollout} transitions "
-            "(num-envs x num-steps) and a minibatch needs two; lower it."
-        )
+    frames, rollout = args.frame_stack, args.num_envs * args.num_steps
+    expected = f"that is even and twice --frame-stack ({frames}) or more"
+    require_range(args, ["ae_batch_size"], expected, lambda x: x >= 2 * frames and x % 2 == 0)
+    require_range(args, ["num_steps"], f"of --frame-stack ({frames}) or more", lambda x: x >= frames)
+    expected = f"of --frame-stack x --num-envs ({frames * args.num_envs}) or more"
+    require_range(args, ["pretrain_frames"], expected, lambda x: x >= frames * args.num_envs)
+    expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
+    require_range(args, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
     needed = rollout + pretraining_frames(args)
-    if args.total_timesteps < needed:
-        raise UserError(
-            f"--total-timesteps is {args.total_timesteps}, less than the pretraining's frames and one rollout, "
-            f"{needed} together; raise it."
-        )
+    expected = f"of {needed} or more, the pretraining's frames and one rollout"
+    require_range(args, ["total_timesteps"], expected, lambda x: x >= needed)
     if args.env_id != "HalfCheetah-v4":
         raise UserError(f"--env-id is {args.env_id}, but frames are made for HalfCheetah-v4 alone; leave the flag out.")
 
 
 def pretraining_frames(args: Args) -> int:
     """Frames of random actions that the run begins with."""
-    return args.pretrain_frames if args.pretrain_steps and not args.faithful else 0
+    if args.pretrain_steps == 0 or args.faithful:
+        return 0
+    return args.num_envs * math.ceil(args.pretrain_frames / args.num_envs)
 
 
 def require_range(args, names: list[str], expected: str, accepts) -> None:
@@ -440,8 +452,9 @@ def headless_backend() -> str:
 
 
 class Renderer:
-    """Pictures of simulation states, on several threads. MuJoCo's C calls release the GIL, so threads do as well as
-    processes and write into one array. An OpenGL context belongs to a thread: each thread makes its own."""
+    """Pictures of simulation states, (height, width) pixels, on several threads. MuJoCo's C calls release the GIL, so
+    threads do as well as processes and write into one array. An OpenGL context belongs to a thread: each thread makes
+    its own."""
 
     def __init__(self, size: int, threads: int):
         xml = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
@@ -453,8 +466,9 @@ class Renderer:
         quality = self.model.vis.quality
         quality.shadowsize = quality.offsamples = 0
         quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
-        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = size
-        self.size, self.backend = size, headless_backend()
+        self.height, self.width, self.backend = size, 8 * round(size * VIEW_ASPECT / 8), headless_backend()
+        self.model.vis.global_.offheight, self.model.vis.global_.offwidth = self.height, self.width
+        self.model.vis.global_.fovy = math.degrees(2 * math.atan(VIEW_HEIGHT / 2 / CAMERA_DISTANCE))
         self.pools = [ThreadPoolExecutor(1) for _ in range(threads)]
         self.local = threading.local()
 
@@ -462,7 +476,7 @@ class Renderer:
         """Once a thread, before its first picture."""
         local, model = self.local, self.model
         local.data, local.option = mujoco.MjData(model), mujoco.MjvOption()
-        local.gl = importlib.import_module(f"mujoco.{self.backend}").GLContext(self.size, self.size)
+        local.gl = importlib.import_module(f"mujoco.{self.backend}").GLContext(self.width, self.height)
         local.gl.make_current()
         local.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, local.context)
@@ -470,20 +484,22 @@ class Renderer:
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             local.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         local.camera = mujoco.MjvCamera()
-        local.camera.type, local.camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, model.body("torso").id
         local.camera.distance, local.camera.azimuth, local.camera.elevation = CAMERA_DISTANCE, 90.0, CAMERA_ELEVATION
 
     def work(self, qpos: np.ndarray, frames: np.ndarray) -> None:
         if not hasattr(self.local, "camera"):
             self.setup()
         local, model, everything = self.local, self.model, mujoco.mjtCatBit.mjCAT_ALL
-        rect, rgb = mujoco.MjrRect(0, 0, self.size, self.size), np.empty((self.size, self.size, 3), np.uint8)
+        rect = mujoco.MjrRect(0, 0, self.width, self.height)
+        rgb, torso = np.empty((self.height, self.width, 3), np.uint8), model.body("torso").id
         for i in range(len(qpos)):
             local.data.qpos[:] = qpos[i]
             # After a step MuJoCo's derived fields lag one substep: what the camera sees is always made anew from qpos.
             mujoco.mj_kinematics(model, local.data)
             mujoco.mj_comPos(model, local.data)
             mujoco.mj_camlight(model, local.data)
+            # The camera runs along with the animal and stays at one height, so that a frame shows how high it is.
+            local.camera.lookat[:] = local.data.subtree_com[torso][0], 0, VIEW_CENTRE
             mujoco.mjv_updateScene(model, local.data, local.option, None, local.camera, everything, local.scene)
             mujoco.mjr_render(rect, local.scene, local.context)
             mujoco.mjr_readPixels(rgb, None, rect, local.context)
@@ -492,7 +508,7 @@ class Renderer:
 
     def __call__(self, qpos: np.ndarray) -> np.ndarray:
         """qpos (N, nq) -> frames (N, H, W) uint8; the same picture for the same qpos in any thread and order."""
-        frames = np.empty((len(qpos), self.size, self.size), np.uint8)
+        frames = np.empty((len(qpos), self.height, self.width), np.uint8)
         parts = zip(self.pools, np.array_split(qpos, len(self.pools)), np.array_split(frames, len(self.pools)))
         for job in [pool.submit(self.work, states, part) for pool, states, part in parts]:
             job.result()
@@ -536,6 +552,17 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+def agent_optimizer(agent: Agent, learning_rate: float) -> torch.optim.Adam:
+    """Adam with a smaller step size for the first layers, where they have many inputs: a step moves each weight by up
+    to its size, so a layer of 274 latents and actions would move the policy 16 times as far as one of 17 states."""
+    first = [*agent.actor_mean[0].parameters(), *agent.critic[0].parameters()]
+    others = [p for p in agent.parameters() if all(p is not q for q in first)]
+    scale = min(1.0, FULL_STEP_INPUTS / agent.actor_mean[0].in_features)
+    groups = [(others, learning_rate), (first, scale * learning_rate)]
+    groups = [{"params": parameters, "lr": lr, "initial_lr": lr} for parameters, lr in groups]
+    return torch.optim.Adam(groups, eps=1e-5, fused=True)
+
+
 class Discriminator(nn.Module):
     """Logit of 'this is the expert's': (B, X) standardized input -> (B,). Under WGAN it is the critic's score."""
 
@@ -557,23 +584,23 @@ class Autoencoder(nn.Module):
     Two wide strides cost a third of three small ones at the same error. Works on frames minus a mean frame; C is 1,
     or K with --faithful."""
 
-    def __init__(self, channels: int, size: int, latent_dim: int):
+    def __init__(self, channels: int, height: int, width: int, latent_dim: int):
         super().__init__()
-        side = size // 8
-        self.register_buffer("mean_frame", torch.zeros(size, size))  # in [0, 1]
-        self.register_buffer("weight", torch.ones(size, size))  # of each pixel's squared error, 1 on average
+        rows, columns = height // 8, width // 8
+        self.register_buffer("mean_frame", torch.zeros(height, width))  # in [0, 1]
+        self.register_buffer("weight", torch.ones(height, width))  # of each pixel's squared error, 1 on average
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, 32, 8, stride=4, padding=2),
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(64 * side * side, latent_dim),
+            nn.Linear(64 * rows * columns, latent_dim),
         )
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, 32 * side * side),
+            nn.Linear(latent_dim, 32 * rows * columns),
             nn.ReLU(),
-            nn.Unflatten(1, (32, side, side)),
+            nn.Unflatten(1, (32, rows, columns)),
             nn.Conv2d(32, 32 * 4, 3, padding=1),
             nn.PixelShuffle(2),
             nn.ReLU(),
@@ -601,9 +628,13 @@ class Autoencoder(nn.Module):
         """(B, Z) -> centered frames (B, C, H, W)."""
         return self.decoder(latents)
 
+    def errors(self, latents: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Weighted mean squared error of each reconstruction, (B, Z), (B, C, H, W) -> (B,)."""
+        return ((self.decode(latents) - self.center(frames)).square() * self.weight).mean((1, 2, 3))
+
     def loss(self, frames: torch.Tensor) -> torch.Tensor:
-        """Weighted squared error of the reconstruction, ()."""
-        return ((self.decode(self.encode(frames)) - self.center(frames)).square() * self.weight).mean()
+        """Mean of the errors, ()."""
+        return self.errors(self.encode(frames), frames).mean()
 
 
 @torch.no_grad()
@@ -612,28 +643,67 @@ def encode_all(autoencoder: Autoencoder, frames: torch.Tensor) -> torch.Tensor:
     return torch.cat([autoencoder.encode(part) for part in frames.split(256)])
 
 
+@dataclass
+class Film:
+    """What T steps of N environments showed, after each action."""
+
+    views: torch.Tensor  # (T, N, C, H, W) uint8
+    actions: torch.Tensor  # (T, N, A) as executed
+    ended: torch.Tensor  # (T, N) bool
+
+
+def unbroken_snippets(ended: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First step and environment of all `length` consecutive views in a film that are of one episode; ended (T, N)."""
+    starts = len(ended) - length + 1
+    broken = torch.zeros_like(ended[:starts])
+    for k in range(length - 1):  # an end is broken by what follows it: the last view of a snippet may be one
+        broken |= ended[k : k + starts]
+    return torch.nonzero(~broken, as_tuple=True)
+
+
+def inverse_loss(inverse: nn.Module, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Squared error of the last action, guessed from the latents of K frames that end with what it led to: (B, K, Z),
+    (B, A) -> (). To tell a torque, the latents must hold positions finely enough to show an acceleration."""
+    seen = latent_steps(latents)
+    return F.mse_loss(inverse(seen / (seen.std(0, correction=0).detach() + 1e-2)), actions)
+
+
 def update_autoencoder(
     autoencoder: Autoencoder,
+    inverse: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     expert: torch.Tensor,
-    policy: torch.Tensor,
+    film: Film,
     num_steps: int,
-    batch_size: int,
+    args: Args,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """num_steps steps on minibatches of half expert, half policy frames (uint8, (B, C, H, W)); returns what to log."""
-    log, device = [], expert.device
+    """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film; returns what to log.
+
+    The inverse model, unless it is None, learns from the film alone: nobody tells what the expert did.
+    """
+    log, device, half = [], expert.device, args.ae_batch_size // 2
+    length = args.frame_stack if inverse else 1
+    first, env = unbroken_snippets(film.ended, length)
     # bfloat16 halves the time. It is for training alone: it would drown the small steps between latents of one episode.
     fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for _ in range(num_steps):
-        picks = [x[torch.randint(len(x), (batch_size // 2,), generator=generator).to(device)] for x in (expert, policy)]
+        expert_views = expert[torch.randint(len(expert), (half,), generator=generator).to(device)]
+        pick = torch.randint(len(first), (half // length,), generator=generator).to(device)
+        steps = first[pick, None] + torch.arange(length, device=device)
+        views = film.views[steps, env[pick, None]].flatten(0, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            losses = [autoencoder.loss(frames) for frames in picks]
+            latents = autoencoder.encode(torch.cat([expert_views, views]))
+            errors = autoencoder.errors(latents, torch.cat([expert_views, views]))
+        losses = [errors[:half].mean(), errors[half:].mean(), torch.zeros((), device=device)]
+        if inverse:
+            action = film.actions[steps[:, -1], env[pick]]
+            losses[2] = inverse_loss(inverse, latents[half:].float().unflatten(0, (-1, length)), action)
         optimizer.zero_grad()
-        sum(losses).backward()
+        (losses[0] + losses[1] + args.inverse_coef * losses[2]).backward()
         optimizer.step()
         log.append(torch.stack(losses).detach())
-    return dict(zip(("ae/recon_expert", "ae/recon_policy"), torch.stack(log).mean(0).tolist()))
+    return dict(zip(("ae/recon_expert", "ae/recon_policy", "ae/inverse"), torch.stack(log).mean(0).tolist()))
 
 
 def latent_steps(latents: torch.Tensor) -> torch.Tensor:
@@ -864,16 +934,19 @@ class PixelCollector:
         self.envs.load_state_dict(saved["envs"])
 
 
-def random_frames(args: Args, renderer: Renderer, max_episode_steps: int) -> torch.Tensor:
-    """Frames of uniformly random actions (pretrain_frames, H, W) uint8: what a policy that knows nothing shows."""
-    seed = args.seed + 40_000
+def film_of_random_actions(args: Args, renderer: Renderer, max_episode_steps: int, device: torch.device) -> Film:
+    """pretrain_frames frames of uniformly random actions: what a policy that knows nothing shows."""
+    seed, steps = args.seed + 40_000, math.ceil(args.pretrain_frames / args.num_envs)
     envs, rng = FilmedHalfCheetah(args.num_envs, max_episode_steps, seed, 1), np.random.default_rng(seed)
+    actions = rng.uniform(envs.action_low, envs.action_high, (steps, args.num_envs, envs.action_dim))
+    views, ended = [], []
     envs.reset()
-    frames = []
-    for _ in range(math.ceil(args.pretrain_frames / args.num_envs)):
-        frames.append(renderer(envs.qpos))
-        envs.step(rng.uniform(envs.action_low, envs.action_high, (args.num_envs, envs.action_dim)))
-    return torch.from_numpy(np.concatenate(frames)[: args.pretrain_frames])
+    for action in actions:
+        *_, truncated, _ = envs.step(action)
+        views.append(renderer(envs.final_qpos)[:, None])
+        ended.append(truncated)
+    arrays = (np.stack(views), actions.astype(np.float32), np.stack(ended))
+    return Film(*(torch.from_numpy(x).to(device) for x in arrays))
 
 
 def update_discriminator(
@@ -1027,9 +1100,9 @@ def policy_with_eyes(policy: dict) -> dict:
 def restore_policy(content: dict, device: torch.device) -> dict:
     """The networks of a policy.pt, ready for `evaluate`."""
     args = Args(**content["args"])
-    autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, args.image_size, args.latent_dim)
-    autoencoder.load_state_dict(content["autoencoder"])
-    weights = content["agent"]
+    eyes, weights = content["autoencoder"], content["agent"]
+    autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, *eyes["mean_frame"].shape, args.latent_dim)
+    autoencoder.load_state_dict(eyes)
     hidden_size, obs_dim = weights["actor_mean.0.weight"].shape
     agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, torch.Generator())
     agent.load_state_dict(weights)
@@ -1121,7 +1194,7 @@ COLUMNS = """global_step charts/episodic_return charts/SPS charts/learning_rate
 losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
 disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
 reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
-ae/recon_policy ae/recon_expert ae/recon_heldout ae/probe_r2
+ae/recon_policy ae/recon_expert ae/recon_heldout ae/inverse ae/probe_r2
 eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert eval/latent_distance
 time/rollout time/discriminator time/update time/autoencoder""".split()
 
@@ -1203,7 +1276,7 @@ def record_side_by_side(policy: dict, demos: Demos, renderer: Renderer, path: Pa
 
     camera = Camera()
     evaluate(policy, camera, 1, False, seed, 1, device)
-    large, length = Renderer(192, 1), int(demos.lengths[0])
+    large, length = Renderer(168, 1), int(demos.lengths[0])
     left, right = large(demos.qpos[: length + 1]), large(np.concatenate(camera.qpos)[: length + 1])
     gap = np.full((len(left), left.shape[1], 4), 255, np.uint8)
     imageio.mimsave(
@@ -1264,6 +1337,8 @@ def train(args: Args) -> dict:
     device = select_device(args.cuda)
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
     max_episode_steps, threads = demos.metadata["max_episode_steps"], args.threads or len(os.sched_getaffinity(0))
+    if args.frame_stack > max_episode_steps:
+        raise UserError(f"--frame-stack is {args.frame_stack}, but an episode has {max_episode_steps} steps; lower it.")
     demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
     renderer = Renderer(args.image_size, threads)
     torch.set_num_threads(threads)
@@ -1285,19 +1360,25 @@ def train(args: Args) -> dict:
     seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
     latent_obs_dim = seen_dim + (args.frame_stack - 1) * envs.action_dim
     obs_dim = latent_obs_dim if args.policy_obs == "latent" else envs.obs_dim
-    autoencoder = Autoencoder(expert_views.shape[1], args.image_size, args.latent_dim).to(device)
+    channels, (height, width) = expert_views.shape[1], expert_frames.shape[1:]
+    autoencoder = Autoencoder(channels, height, width, args.latent_dim).to(device)
     autoencoder.set_reference(expert_frames, weighted=not args.faithful)
     autoencoder.to(memory_format=torch.channels_last)
     agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
     disc = Discriminator(seen_dim, args.disc_hidden_size, args.spectral_norm, generator).to(device)
-    ae_optimizer = torch.optim.Adam(autoencoder.parameters(), lr=args.ae_learning_rate, fused=True)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    inverse = None  # the inverse model: K latents -> the last action
+    if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
+        inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)
+    learners = nn.ModuleList([autoencoder, *([inverse] if inverse else [])])
+    ae_optimizer = torch.optim.Adam(learners.parameters(), lr=args.ae_learning_rate, fused=True)
+    optimizer = agent_optimizer(agent, args.learning_rate)
     disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
     collector = PixelCollector(envs, renderer, autoencoder, args, device)
     counters = {"iteration": 0, "seconds": 0.0}
     evaluations: list[tuple[int, float, float, float]] = []  # (frame, mean return, distance to the expert, recon)
     stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    stateful |= {"inverse": inverse} if inverse else {}
     stateful |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector}
     stateful |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
 
@@ -1322,10 +1403,13 @@ def train(args: Args) -> dict:
     pretraining = pretraining_frames(args)
     if pretraining and not saved:
         clock = [time.perf_counter()]
-        views = random_frames(args, renderer, max_episode_steps)[:, None].to(device)
+        film = film_of_random_actions(args, renderer, max_episode_steps, device)
         for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
-            ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, 2 - 2 * i / args.pretrain_steps)
-            update_autoencoder(autoencoder, ae_optimizer, train_views, views, 1, args.ae_batch_size, generator)
+            left = 2 - 2 * i / args.pretrain_steps
+            ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
+            # Reconstruction goes first: latents that mean nothing yet are only torn by the inverse model's gradient.
+            model = inverse if i > 0.3 * args.pretrain_steps else None
+            update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, args, generator)
         counters["seconds"] += time.perf_counter() - clock[0]
         save_checkpoint()
 
@@ -1346,10 +1430,10 @@ def train(args: Args) -> dict:
         clock = [time.perf_counter()]
         iteration = counters["iteration"]
         if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
 
         rollout, seen, views = collector.rollout(agent, statistics, args.num_steps, generator)
-        views = views.flatten(0, 1)
         clock.append(time.perf_counter())
 
         row, logit = {}, None
@@ -1365,9 +1449,10 @@ def train(args: Args) -> dict:
         row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
 
-        if args.faithful:  # the encoder changes, and with it what the expert looks like
-            steps, size = FAITHFUL_AE_STEPS, args.ae_batch_size
-            row |= update_autoencoder(autoencoder, ae_optimizer, train_views, views, steps, size, generator)
+        if args.ae_steps:  # the encoder changes, and with it what the expert looks like
+            film = Film(views, rollout.executed_actions, rollout.ended)
+            steps = args.ae_steps
+            row |= update_autoencoder(autoencoder, inverse, ae_optimizer, train_views, film, steps, args, generator)
             expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
         clock.append(time.perf_counter())
 
@@ -1382,7 +1467,8 @@ def train(args: Args) -> dict:
             returns, shown = evaluate(policy, renderer, 20, False, args.seed + 10_000, threads, device)
             distance = energy_distance(shown, expert[after_action])
             with torch.no_grad():
-                for name, x in (("heldout", heldout_views), ("expert", train_views[:256]), ("policy", views[:256])):
+                recent_views = views.flatten(0, 1)[:256]
+                for name, x in (("heldout", heldout_views), ("expert", train_views[:256]), ("policy", recent_views)):
                     row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
             row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
             row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
@@ -1390,7 +1476,7 @@ def train(args: Args) -> dict:
             if distance <= min((entry[2] for entry in evaluations), default=math.inf):
                 save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
-            picture_reconstructions(autoencoder, heldout_views, views, run_dir / "reconstructions.png")
+            picture_reconstructions(autoencoder, heldout_views, views.flatten(0, 1), run_dir / "reconstructions.png")
             progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             clock[0] += time.perf_counter() - clock[-1]  # evaluations are left out of the frames per second
         recent.append(row)

@@ -160,7 +160,7 @@ class Args:
     """width of the two hidden layers of the discriminator"""
     disc_interval: int = 1
     """update the discriminator after every this many rollouts (generator steps per discriminator round)"""
-    grad_penalty_coef: float = 0.1
+    grad_penalty_coef: float = 0.03
     """weight of the discriminator's gradient penalty"""
     disc_ent_coef: float = 0.0
     """weight of the entropy bonus on the discriminator's output"""

@@ -120,9 +120,9 @@ class Args:
     """discount factor"""
     gae_lambda: float = 0.9
     """lambda of generalized advantage estimation"""
-    num_minibatches: int = 10
+    num_minibatches: int = 8
     """minibatches per epoch of the PPO update"""
-    update_epochs: int = 6
+    update_epochs: int = 8
     """epochs of the PPO update over each rollout"""
     norm_adv: bool = True
     """normalize advantages in each minibatch"""
@@ -138,7 +138,7 @@ class Args:
     """gradient norm at which PPO's gradients are cut"""
     target_kl: float = 0.0
     """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
-    hidden_size: int = 64
+    hidden_size: int = 128
     """width of the two hidden layers of policy and value"""
 
     seq_len: int = 2
@@ -165,11 +165,11 @@ class Args:
     """Adam step size of the discriminator"""
     disc_steps: int = 20
     """minibatch steps of the discriminator per rollout"""
-    disc_batch_size: int = 256
+    disc_batch_size: int = 512
     """expert transitions, and as many of the policy's, in a discriminator minibatch"""
     disc_hidden_size: int = 128
     """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 0.1
+    grad_penalty_coef: float = 0.03
     """weight of the discriminator's gradient penalty"""
     disc_ent_coef: float = 0.0
     """weight of the entropy bonus on the discriminator's output"""

@@ -29,7 +29,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
-STATE_POLICY = ["--total-timesteps", "1000000", "--hidden-size", "64", "--learning-rate", "1e-3"]
+STATE_POLICY = ["--policy-obs", "state", "--total-timesteps", "1000000"]
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -63,7 +63,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "pixels": [
         ("policy on latents, 3M", "gail_pixels_ae.py", [], THREE),
-        ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state", *STATE_POLICY], THREE),
+        ("policy on the state, 1M", "gail_pixels_ae.py", STATE_POLICY, THREE),
         ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env"], THREE),
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful", "--total-timesteps", "1000000"], THREE),
     ],
