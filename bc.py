@@ -903,6 +903,7 @@ def train(args: Args, quiet: bool = False) -> dict:
         summary |= {"compare/return_mean": x.mean().item(), "compare/return_std": x.std().item()}
         summary |= {"compare/fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
         rows.append((short_name(args.compare_with), describe(x, demos_mean)))
+    summary = {name: x for name, x in summary.items() if math.isfinite(x)}  # a set may not tell its expert's return
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_curves(run_dir, args.loss, demos_mean, expert_mean)
     if args.capture_video:

@@ -69,12 +69,12 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from matplotlib.figure import Figure
 from mujoco.batch import Batch
-from torch import Generator, Tensor
-from torch.optim import Optimizer
+from torch import Generator, Tensor, nn
+from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -552,7 +552,7 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-def agent_optimizer(agent: Agent, learning_rate: float) -> torch.optim.Adam:
+def agent_optimizer(agent: Agent, learning_rate: float) -> Adam:
     """Adam with a smaller step size for the first layers, where they have many inputs: a step moves each weight by up
     to its size, so a layer of 274 latents and actions would move the policy 16 times as far as one of 17 states."""
     first = [*agent.actor_mean[0].parameters(), *agent.critic[0].parameters()]
@@ -560,7 +560,7 @@ def agent_optimizer(agent: Agent, learning_rate: float) -> torch.optim.Adam:
     scale = min(1.0, FULL_STEP_INPUTS / agent.actor_mean[0].in_features)
     groups = [(others, learning_rate), (first, scale * learning_rate)]
     groups = [{"params": parameters, "lr": lr, "initial_lr": lr} for parameters, lr in groups]
-    return torch.optim.Adam(groups, eps=1e-5, fused=True)
+    return Adam(groups, eps=1e-5, fused=True)
 
 
 class Discriminator(nn.Module):
@@ -608,7 +608,7 @@ class Autoencoder(nn.Module):
             nn.PixelShuffle(4),
         )
 
-    def set_reference(self, frames: torch.Tensor, weighted: bool) -> None:
+    def set_reference(self, frames: Tensor, weighted: bool) -> None:
         """Take mean frame and pixel weights from uint8 frames (B, H, W)."""
         pixels = frames.float() / 255
         self.mean_frame.copy_(pixels.mean(0))
@@ -616,29 +616,29 @@ class Autoencoder(nn.Module):
             weight = 1 / (pixels.std(0) + 0.03)  # still pixels count too: a new policy may move there
             self.weight.copy_(weight / weight.mean())
 
-    def center(self, frames: torch.Tensor) -> torch.Tensor:
+    def center(self, frames: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float around 0."""
         return frames.float() / 255 - self.mean_frame
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> latents (B, Z)."""
         return self.encoder(self.center(frames))
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """(B, Z) -> centered frames (B, C, H, W)."""
         return self.decoder(latents)
 
-    def errors(self, latents: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    def errors(self, latents: Tensor, frames: Tensor) -> Tensor:
         """Weighted mean squared error of each reconstruction, (B, Z), (B, C, H, W) -> (B,)."""
         return ((self.decode(latents) - self.center(frames)).square() * self.weight).mean((1, 2, 3))
 
-    def loss(self, frames: torch.Tensor) -> torch.Tensor:
+    def loss(self, frames: Tensor) -> Tensor:
         """Mean of the errors, ()."""
         return self.errors(self.encode(frames), frames).mean()
 
 
 @torch.no_grad()
-def encode_all(autoencoder: Autoencoder, frames: torch.Tensor) -> torch.Tensor:
+def encode_all(autoencoder: Autoencoder, frames: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> (B, Z), in pieces that fit the cache."""
     return torch.cat([autoencoder.encode(part) for part in frames.split(256)])
 
@@ -647,12 +647,12 @@ def encode_all(autoencoder: Autoencoder, frames: torch.Tensor) -> torch.Tensor:
 class Film:
     """What T steps of N environments showed, after each action."""
 
-    views: torch.Tensor  # (T, N, C, H, W) uint8
-    actions: torch.Tensor  # (T, N, A) as executed
-    ended: torch.Tensor  # (T, N) bool
+    views: Tensor  # (T, N, C, H, W) uint8
+    actions: Tensor  # (T, N, A) as executed
+    ended: Tensor  # (T, N) bool
 
 
-def unbroken_snippets(ended: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def unbroken_snippets(ended: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """First step and environment of all `length` consecutive views in a film that are of one episode; ended (T, N)."""
     starts = len(ended) - length + 1
     broken = torch.zeros_like(ended[:starts])
@@ -661,7 +661,7 @@ def unbroken_snippets(ended: torch.Tensor, length: int) -> tuple[torch.Tensor, t
     return torch.nonzero(~broken, as_tuple=True)
 
 
-def inverse_loss(inverse: nn.Module, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor) -> Tensor:
     """Squared error of the last action, guessed from the latents of K frames that end with what it led to: (B, K, Z),
     (B, A) -> (). To tell a torque, the latents must hold positions finely enough to show an acceleration."""
     seen = latent_steps(latents)
@@ -671,12 +671,12 @@ def inverse_loss(inverse: nn.Module, latents: torch.Tensor, actions: torch.Tenso
 def update_autoencoder(
     autoencoder: Autoencoder,
     inverse: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    expert: torch.Tensor,
+    optimizer: Optimizer,
+    expert: Tensor,
     film: Film,
     num_steps: int,
     args: Args,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> dict[str, float]:
     """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film; returns what to log.
 
@@ -706,15 +706,13 @@ def update_autoencoder(
     return dict(zip(("ae/recon_expert", "ae/recon_policy", "ae/inverse"), torch.stack(log).mean(0).tolist()))
 
 
-def latent_steps(latents: torch.Tensor) -> torch.Tensor:
+def latent_steps(latents: Tensor) -> Tensor:
     """Latents of K frames (..., K, Z), oldest first -> what policy and D see (..., K * Z): the K - 1 steps between
     consecutive latents, then the newest."""
     return torch.cat([latents.diff(dim=-2), latents[..., -1:, :]], dim=-2).flatten(-2)
 
 
-def look_at_expert(
-    autoencoder: Autoencoder, views: torch.Tensor, windows: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+def look_at_expert(autoencoder: Autoencoder, views: Tensor, windows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What the networks see of the expert (L + E, D), standardized, with the encoder as it is now, and the (mean, std)
     to standardize the policy's latents with. views (L + E, C, H, W); windows (L + E, K), or (L + E, 1) if C = K."""
     seen = latent_steps(encode_all(autoencoder, views)[windows])
@@ -855,23 +853,23 @@ class PixelCollector:
         self.episode_return = np.zeros(envs.num_envs)
         self.finished: deque[float] = deque(maxlen=100)  # returns of the latest episodes
 
-    def render(self, qpos: np.ndarray) -> torch.Tensor:
+    def render(self, qpos: np.ndarray) -> Tensor:
         """(N, nq) -> (N, H, W) uint8 on the device."""
         return torch.from_numpy(self.renderer(qpos)).to(self.device)
 
-    def first_frames(self, qpos: np.ndarray) -> torch.Tensor:
+    def first_frames(self, qpos: np.ndarray) -> Tensor:
         """(N, nq) -> (N, K, H, W): an episode begins with its first frame repeated."""
         return self.render(qpos)[:, None].repeat(1, self.frame_stack, 1, 1)
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
         """(N, K, H, W) -> the latents of every frame (N, K, Z), or with --faithful of each stack (N, 1, Z)."""
         views = frames if self.faithful else frames.flatten(0, 1)[:, None]
         return encode_all(self.autoencoder, views).unflatten(0, (len(frames), -1))
 
     @torch.no_grad()
     def rollout(
-        self, agent: Agent, statistics: dict, num_steps: int, generator: torch.Generator, sampled: bool = True
-    ) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+        self, agent: Agent, statistics: dict, num_steps: int, generator: Generator, sampled: bool = True
+    ) -> tuple[Rollout, Tensor, Tensor]:
         """Act num_steps times in every environment, with sampled actions or their means; statistics holds the
         (mean, std) of "latent" and of "state". Also returns what each step led to, before any reset: what D judges
         (T, N, D), standardized, and the views (T, N, C, H, W) uint8."""
@@ -879,10 +877,10 @@ class PixelCollector:
         std = agent.log_std.exp() * sampled
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
 
-        def look(latents: torch.Tensor) -> torch.Tensor:
+        def look(latents: Tensor) -> Tensor:
             return standardize(latent_steps(latents), *statistics["latent"])
 
-        def observe(seen: torch.Tensor, state: np.ndarray) -> torch.Tensor:
+        def observe(seen: Tensor, state: np.ndarray) -> Tensor:
             if self.policy_obs == "latent":
                 return torch.cat([seen, self.actions.flatten(1)], dim=1)
             return standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
@@ -1031,14 +1029,14 @@ def update_policy(
 # Diagnostics and evaluation
 
 
-def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
+def energy_distance(x: Tensor, y: Tensor) -> float:
     """How far two samples (n, D) and (m, D) are apart: 2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013), on at
     most 1,000 of each; 0 for one distribution. It needs no discriminator, so it means the same throughout a run."""
     x, y = (z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()] for z in (x, y))
     return (2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()).item()
 
 
-def probe_state(latents: torch.Tensor, states: torch.Tensor, lengths: np.ndarray) -> float:
+def probe_state(latents: Tensor, states: Tensor, lengths: np.ndarray) -> float:
     """How well the true state (L + E, O) follows linearly from what policy and D see (L + E, D), for the log alone:
     mean R^2 on the second half of the episodes of a ridge regression on the first; NaN for a single episode."""
     half = int((lengths[: len(lengths) // 2] + 1).sum())
@@ -1072,14 +1070,14 @@ def signs_of_collapse(recent: list[dict], action_std: float, recon_policy: list[
 
 def evaluate(
     policy: dict, renderer: Renderer, episodes: int, sampled: bool, seed: int, threads: int, device: torch.device
-) -> tuple[np.ndarray, torch.Tensor]:
+) -> tuple[np.ndarray, Tensor]:
     """True returns (episodes,) of fresh episodes with the mean action or sampled ones, and what they showed (B, D).
 
     policy is what `restore_policy` returns; environments and random numbers are the evaluation's own.
     """
     envs = FilmedHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
     collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["args"], device)
-    generator, steps = torch.Generator().manual_seed(seed), policy["max_episode_steps"]
+    generator, steps = Generator().manual_seed(seed), policy["max_episode_steps"]
     rollout, seen, _ = collector.rollout(policy["agent"], policy["statistics"], steps, generator, sampled)
     return rollout.env_rewards.double().sum(0).cpu().numpy(), seen.flatten(0, 1)
 
@@ -1104,7 +1102,7 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, *eyes["mean_frame"].shape, args.latent_dim)
     autoencoder.load_state_dict(eyes)
     hidden_size, obs_dim = weights["actor_mean.0.weight"].shape
-    agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, torch.Generator())
+    agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, Generator())
     agent.load_state_dict(weights)
     statistics = {name: tuple(x.to(device) for x in pair) for name, pair in content["statistics"].items()}
     networks = {"agent": agent.to(device), "autoencoder": autoencoder.to(device)}
@@ -1144,6 +1142,24 @@ def load_checkpoint(path: str, script: str, args_type) -> tuple:
     if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
         raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
     return saved, args_type(**saved["args"])
+
+
+def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
+    """Write everything that the run needs to go on as if it had not stopped."""
+    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
+    for name, part in parts.items():
+        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
+    save_atomically(content | {"progress": progress}, path)
+
+
+def restore(parts: dict, saved: dict, path: str) -> dict:
+    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
+    try:
+        for name, part in parts.items():
+            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
+        return saved["progress"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
 
 
 class MetricsLogger:
@@ -1201,11 +1217,6 @@ time/rollout time/discriminator time/update time/autoencoder""".split()
 
 def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
     """curves.png: return, discriminator outputs and distance to the expert over environment steps, from metrics.csv."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -1214,7 +1225,8 @@ def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None
         if points:
             ax.plot(*zip(*points), **style)
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
     draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
     left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
@@ -1229,17 +1241,12 @@ def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None
     draw(right, "eval/latent_distance", color="tab:blue", marker=".")
     right.set(xlabel="frames", ylabel="energy distance", ylim=(0, None), title="Policy's latents to the expert's")
     figure.savefig(run_dir / "curves.png", dpi=120)
-    plt.close(figure)
 
 
-def picture_reconstructions(autoencoder: Autoencoder, expert: torch.Tensor, policy: torch.Tensor, path: Path) -> None:
+def picture_reconstructions(autoencoder: Autoencoder, expert: Tensor, policy: Tensor, path: Path) -> None:
     """A PNG of frames, reconstructions and differences: four views (B, C, H, W) of the expert, four of the policy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(3, 8, figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(3, 8)
     for side, (name, views) in enumerate((("expert", expert), ("policy", policy))):
         views = views[torch.linspace(0, len(views) - 1, 4).long().to(views.device)]
         with torch.no_grad():
@@ -1257,7 +1264,6 @@ def picture_reconstructions(autoencoder: Autoencoder, expert: torch.Tensor, poli
     for ax, label in zip(axes[:, 0], ("frame", "reconstruction", "difference")):
         ax.set_ylabel(label)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def record_side_by_side(policy: dict, demos: Demos, renderer: Renderer, path: Path, seed: int, device) -> None:
@@ -1304,10 +1310,12 @@ def make_run_dir(args) -> Path:
     return run_dir
 
 
-def relative_returns(return_mean: float, demos_mean: float, expert_mean: float) -> dict[str, float]:
-    """A return as a share of the demonstrations' and of the expert's, where the demonstration set tells them."""
-    references = {"eval/vs_demos": demos_mean, "eval/vs_expert": expert_mean}
-    return {name: return_mean / float(x) for name, x in references.items() if math.isfinite(x)}
+def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
+    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and of the expert's, if known."""
+    mean = returns.mean().item()
+    references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
+    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if math.isfinite(x)}
+    return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
 
 
 def crossed(step: int, batch_size: int, interval: int) -> bool:
@@ -1339,11 +1347,11 @@ def train(args: Args) -> dict:
     max_episode_steps, threads = demos.metadata["max_episode_steps"], args.threads or len(os.sched_getaffinity(0))
     if args.frame_stack > max_episode_steps:
         raise UserError(f"--frame-stack is {args.frame_stack}, but an episode has {max_episode_steps} steps; lower it.")
-    demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
+    demos_mean = demos.returns.mean()
     renderer = Renderer(args.image_size, threads)
     torch.set_num_threads(threads)
     torch.manual_seed(args.seed)  # for the convolutions, whose initialization takes no generator
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
 
     # The expert: frames, the rows of the K that end at each, and the views that the autoencoder reads.
     expert_frames = torch.from_numpy(renderer(demos.qpos)).to(device)  # (L + E, H, W)
@@ -1370,35 +1378,26 @@ def train(args: Args) -> dict:
     if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
         inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)
     learners = nn.ModuleList([autoencoder, *([inverse] if inverse else [])])
-    ae_optimizer = torch.optim.Adam(learners.parameters(), lr=args.ae_learning_rate, fused=True)
+    ae_optimizer = Adam(learners.parameters(), lr=args.ae_learning_rate, fused=True)
     optimizer = agent_optimizer(agent, args.learning_rate)
-    disc_optimizer = torch.optim.Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
     collector = PixelCollector(envs, renderer, autoencoder, args, device)
-    counters = {"iteration": 0, "seconds": 0.0}
-    evaluations: list[tuple[int, float, float, float]] = []  # (frame, mean return, distance to the expert, recon)
-    stateful = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    stateful |= {"inverse": inverse} if inverse else {}
-    stateful |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector}
-    stateful |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
+    parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    parts |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector, "generator": generator}
+    parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
+    parts |= {"inverse": inverse} if inverse else {}
+    progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "mean_frame": autoencoder.mean_frame.cpu().clone()}
 
     if saved:
         run_dir = Path(resume_path).parent
-        if not torch.allclose(saved["autoencoder"]["mean_frame"].to(device), autoencoder.mean_frame, atol=1e-4):
-            raise UserError(f"--resume {resume_path}: {args.demos} has changed since this checkpoint; start a new run.")
-        for name, part in stateful.items():
-            part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"])
-        counters, evaluations = saved["counters"], [tuple(entry) for entry in saved["evaluations"]]
+        expected = progress["mean_frame"]
+        progress = restore(parts, saved, resume_path)
+        if not torch.allclose(progress["mean_frame"], expected, atol=1e-4):
+            raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
     else:
         run_dir = make_run_dir(args)
-    logger = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
-
-    def save_checkpoint() -> None:
-        content = {name: part.state_dict() for name, part in stateful.items()}
-        content |= {"format_version": FORMAT_VERSION, "script": "gail_pixels_ae", "args": dataclasses.asdict(args)}
-        content |= {"generator": generator.get_state(), "counters": counters, "evaluations": evaluations}
-        save_atomically(content | {"logger": logger.state_dict()}, run_dir / "checkpoint.pt")
+    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
     pretraining = pretraining_frames(args)
     if pretraining and not saved:
@@ -1410,8 +1409,8 @@ def train(args: Args) -> dict:
             # Reconstruction goes first: latents that mean nothing yet are only torn by the inverse model's gradient.
             model = inverse if i > 0.3 * args.pretrain_steps else None
             update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, args, generator)
-        counters["seconds"] += time.perf_counter() - clock[0]
-        save_checkpoint()
+        progress["seconds"] += time.perf_counter() - clock[0]
+        save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
 
     policy = {"agent": agent, "autoencoder": autoencoder, "args": args, "max_episode_steps": max_episode_steps}
     policy["statistics"] = statistics = {}  # mean and standard deviation of the networks' inputs
@@ -1422,13 +1421,12 @@ def train(args: Args) -> dict:
     batch_size = args.num_envs * args.num_steps
     num_iterations = (args.total_timesteps - pretraining) // batch_size
     expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
-    recent, warned = deque(maxlen=20), set()
-    progress = tqdm(
-        total=num_iterations * batch_size, initial=counters["iteration"] * batch_size, unit="frame", disable=None
-    )
-    while counters["iteration"] < num_iterations:
+    recent, warned, evaluations = deque(maxlen=20), set(), progress["evaluations"]
+    first_step, last_step = (pretraining + n * batch_size for n in (progress["iteration"], num_iterations))
+    bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=None)
+    counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
+    for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
-        iteration = counters["iteration"]
         if args.anneal_lr:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
@@ -1456,14 +1454,14 @@ def train(args: Args) -> dict:
             expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
         clock.append(time.perf_counter())
 
-        counters["iteration"] += 1
-        step = pretraining + counters["iteration"] * batch_size
+        step = pretraining + (iteration + 1) * batch_size
+        last = step == last_step
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         row |= dict(zip(names, np.diff(clock).tolist()))
         row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if collector.finished:
             row["charts/episodic_return"] = float(np.mean(collector.finished))
-        if crossed(step, batch_size, args.eval_interval) or counters["iteration"] == num_iterations:
+        if crossed(step, batch_size, args.eval_interval) or last:
             returns, shown = evaluate(policy, renderer, 20, False, args.seed + 10_000, threads, device)
             distance = energy_distance(shown, expert[after_action])
             with torch.no_grad():
@@ -1471,55 +1469,50 @@ def train(args: Args) -> dict:
                 for name, x in (("heldout", heldout_views), ("expert", train_views[:256]), ("policy", recent_views)):
                     row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
             row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
-            row |= {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-            row |= {"eval/latent_distance": distance} | relative_returns(returns.mean().item(), demos_mean, expert_mean)
+            row |= {"eval/latent_distance": distance} | return_metrics(returns, demos)
             if distance <= min((entry[2] for entry in evaluations), default=math.inf):
                 save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
             picture_reconstructions(autoencoder, heldout_views, views.flatten(0, 1), run_dir / "reconstructions.png")
-            progress.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
-            clock[0] += time.perf_counter() - clock[-1]  # evaluations are left out of the frames per second
+            bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
+            counted += time.perf_counter() - clock[-1]
         recent.append(row)
         signs = signs_of_collapse(list(recent), agent.log_std.exp().mean().item(), [entry[3] for entry in evaluations])
         for sign in signs.keys() - warned:
             warned.add(sign)
-            progress.write(f"warning: at frame {step} {sign}; {signs[sign]}.", file=sys.stderr)
+            bar.write(f"warning: at frame {step} {sign}; {signs[sign]}.", file=sys.stderr)
         # The true reward and state are for the log alone, so nothing may hang on them.
         logged_only = ("charts/", "eval/", "reward/env", "ae/probe")
         stop_if_not_finite({k: v for k, v in row.items() if not k.startswith(logged_only)}, step, run_dir)
-        row["charts/SPS"] = int(step / (counters["seconds"] + time.perf_counter() - clock[0]))
-        logger.write(row)
-        progress.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or counters["iteration"] == num_iterations:
-            counters["seconds"] += time.perf_counter() - clock[0]
-            clock[0] = time.perf_counter()
-            save_checkpoint()
-        counters["seconds"] += time.perf_counter() - clock[0]
-    progress.close()
+        progress["iteration"], now = iteration + 1, time.perf_counter()
+        progress["seconds"], counted = progress["seconds"] + now - counted, now
+        logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
+        bar.update(batch_size)
+        if crossed(step, batch_size, args.checkpoint_interval) or last:
+            save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
+    bar.close()
+    return finish_pixel_run(policy, progress, last_step, demos, renderer, logger, run_dir, device)
 
+
+def finish_pixel_run(
+    policy: dict, progress: dict, frames: int, demos: Demos, renderer, logger: MetricsLogger, run_dir: Path, device
+) -> dict:
+    """The final evaluation, the run's remaining files and its table; returns summary.json's content."""
+    args, threads = policy["args"], len(renderer.pools)
     save_atomically(policy_with_eyes(policy), run_dir / "policy.pt")
     returns, _ = evaluate(policy, renderer, args.eval_episodes, False, args.seed + 20_000, threads, device)
     sampled, _ = evaluate(policy, renderer, args.eval_episodes, True, args.seed + 30_000, threads, device)
-    best_step, best, _, _ = max(evaluations, key=lambda entry: entry[1])
-    chosen_step, chosen, _, _ = min(evaluations, key=lambda entry: entry[2])
-    frames = pretraining + num_iterations * batch_size
-    summary = {
-        "eval/return_mean": returns.mean().item(),
-        "eval/return_std": returns.std().item(),
-        "eval/return_sampled_mean": sampled.mean().item(),
-        "eval/sampled_vs_demos": float(sampled.mean() / demos_mean),
-        "best/return_mean": best,
-        "best/step": best_step,
-        "chosen/return_mean": chosen,  # of policy_best.pt, chosen by its distance to the expert
-        "chosen/step": chosen_step,
-        "steps_to_90": steps_to_fraction([entry[:2] for entry in evaluations], 0.9 * demos_mean),
-        "demos_return_mean": float(demos_mean),
-        "expert_return_mean": float(expert_mean),
-        "env_steps": frames,
-        "seconds": counters["seconds"],
-        "charts/SPS": frames / counters["seconds"],
-    }
-    summary |= relative_returns(returns.mean().item(), demos_mean, expert_mean)
+    demos_mean, expert_mean = float(demos.returns.mean()), float(demos.metadata.get("expert_return_mean", math.nan))
+    evaluations, seconds = progress["evaluations"], progress["seconds"]
+    best = max(evaluations, key=lambda entry: entry[1])
+    chosen = min(evaluations, key=lambda entry: entry[2])  # policy_best.pt, by its distance to the expert
+    summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
+    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / demos_mean}
+    summary |= {"best/return_mean": best[1], "best/step": best[0]}
+    summary |= {"chosen/return_mean": chosen[1], "chosen/step": chosen[0]}
+    summary |= {"steps_to_90": steps_to_fraction([entry[:2] for entry in evaluations], 0.9 * demos_mean)}
+    summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": frames}
+    summary |= {"seconds": seconds, "charts/SPS": frames / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
     logger.write({"global_step": frames} | {k: v for k, v in summary.items() if k in COLUMNS})
     logger.close()
@@ -1527,23 +1520,15 @@ def train(args: Args) -> dict:
     plot_pixel_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:
         record_side_by_side(policy, demos, renderer, run_dir / "policy.gif", args.seed, device)
-    print_table(
-        [
-            (
-                "demonstrations",
-                f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes, as frames)",
-            ),
-            ("expert, mean action", f"{expert_mean:.0f}"),
-            (
-                "policy, mean action",
-                f"{returns.mean():.0f} ± {returns.std():.0f}   ({returns.mean() / demos_mean:.1%} of demonstrations)",
-            ),
-            ("policy, sampled", f"{sampled.mean():.0f} ± {sampled.std():.0f}   ({sampled.mean() / demos_mean:.1%})"),
-            ("frames to 90%", f"{summary['steps_to_90'] or 'not reached'}"),
-            ("time", f"{summary['seconds']:.0f} s, {summary['charts/SPS']:,.0f} frames/s"),
-            ("results", str(run_dir)),
-        ]
-    )
+    rows = [
+        ("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes, filmed)")
+    ]
+    rows += [("expert, mean action", f"{expert_mean:.0f}")]
+    for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
+        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}   ({x.mean() / demos_mean:.1%} of demonstrations)")]
+    rows += [("frames to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
+    rows += [("time", f"{seconds:.0f} s, {frames / seconds:,.0f} frames/s"), ("results", str(run_dir))]
+    print_table(rows)
     return summary
 
 

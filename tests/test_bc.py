@@ -692,3 +692,10 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
 @pytest.mark.parametrize("flag", ["--anneal-lr=False", "--no-anneal-lr", "--anneal_lr=False"])
 def test_booleans_as_a_sweep_agent_writes_them(flag):
     assert bc.parse_args([flag], bc.Args).anneal_lr is False
+
+
+def test_a_set_that_does_not_tell_its_expert(tmp_path, demo_file):
+    """As `collect_expert_sac.py convert` makes it of the author's pickles."""
+    path = demo_file(metadata=json.dumps({"format_version": 1, "env_id": "HalfCheetah-v4", "max_episode_steps": 100}))
+    summary = run(tmp_path, "run", "--demos", path)
+    assert "expert_return_mean" not in summary and "eval/return_mean" in summary
