@@ -1237,7 +1237,7 @@ def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None
     draw(middle, "disc/policy_prob", label="on the policy", color="tab:blue")
     middle.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
     middle.set(xlabel="frames", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
-    middle.legend(loc="upper right")
+    middle.legend(loc="center right")
     draw(right, "eval/latent_distance", color="tab:blue", marker=".")
     right.set(xlabel="frames", ylabel="energy distance", ylim=(0, None), title="Policy's latents to the expert's")
     figure.savefig(run_dir / "curves.png", dpi=120)
@@ -1245,7 +1245,7 @@ def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None
 
 def picture_reconstructions(autoencoder: Autoencoder, expert: Tensor, policy: Tensor, path: Path) -> None:
     """A PNG of frames, reconstructions and differences: four views (B, C, H, W) of the expert, four of the policy."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
     axes = figure.subplots(3, 8)
     for side, (name, views) in enumerate((("expert", expert), ("policy", policy))):
         views = views[torch.linspace(0, len(views) - 1, 4).long().to(views.device)]
