@@ -79,9 +79,13 @@ def table(groups: dict[str, list[dict]]) -> str:
         reached = [float(r["steps_to_90"]) for r in rows if r["steps_to_90"]]
         steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
         speed = np.median([float(r["charts/SPS"]) for r in rows])
+        several = len(rows) > 1  # one seed has no spread
+        spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
+        sampled_spread = f" ± {sampled.std():.1f}" if several else ""
+        middle = f"{interquartile_mean(mean):.1f} {interval}" if interval else "–"
         lines.append(
-            f"| {variant} | {len(rows)} | {mean.mean():.1f} ± {mean.std():.1f} ({mean.min():.1f}) "
-            f"| {interquartile_mean(mean):.1f} {interval} | {sampled.mean():.1f} ± {sampled.std():.1f} | {steps} "
+            f"| {variant} | {len(rows)} | {mean.mean():.1f}{spread} "
+            f"| {middle} | {sampled.mean():.1f}{sampled_spread} | {steps} "
             f"| {speed:,.0f} | {ORIGINAL.get(variant, '–')} |"
         )
     return "\n".join(lines)

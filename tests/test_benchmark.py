@@ -46,3 +46,10 @@ def test_every_command_of_every_suite_parses(suite):
         module = importlib.import_module(script.removesuffix(".py"))
         args = module.parse_args([*flags, "--seed", str(seeds[0])], module.Args)
         module.check_args(args)
+
+
+def test_one_seed_shows_no_spread():
+    row = {"eval/vs_demos": "0.5", "eval/sampled_vs_demos": "0.4", "steps_to_90": "", "charts/SPS": "10"}
+    one, two = (report.table({"x": [row] * seeds}).splitlines()[-1] for seeds in (1, 2))
+    assert one == "| x | 1 | 50.0 | – | 40.0 | never (0/1) | 10 | – |"
+    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 40.0 ± 0.0 | never (0/2) | 10 | – |"
