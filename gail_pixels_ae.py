@@ -663,9 +663,10 @@ def unbroken_snippets(ended: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor) -> Tensor:
     """Squared error of the last action, guessed from the latents of K frames that end with what it led to: (B, K, Z),
-    (B, A) -> (). To tell a torque, the latents must hold positions finely enough to show an acceleration."""
+    (B, A) -> (). To tell a torque, the latents must hold positions finely enough to show an acceleration. The gradient
+    goes through the spread as well: without that, the first wild guesses shrink the latents to nothing."""
     seen = latent_steps(latents)
-    return F.mse_loss(inverse(seen / (seen.std(0, correction=0).detach() + 1e-2)), actions)
+    return F.mse_loss(inverse(seen / (seen.std(0, correction=0) + 1e-2)), actions)
 
 
 def update_autoencoder(

@@ -323,6 +323,16 @@ def test_inverse_loss_sees_steps_and_newest_by_their_own_spread():
     assert script.inverse_loss(lambda seen: seen[:, 4:6], latents, actions).item() > 0.1
 
 
+def test_inverse_loss_does_not_pull_on_the_size_of_the_latents():
+    """Guesses that are worse than none would otherwise shrink the latents to nothing: a gradient along them is 0."""
+    torch.manual_seed(0)
+    latents, actions = 10 * torch.randn(64, 4, 3), torch.rand(64, 6)
+    inverse = script.mlp([12, 16, 6], torch.nn.ReLU, 1.0, torch.Generator().manual_seed(0))
+    latents.requires_grad_(True)
+    (grad,) = torch.autograd.grad(script.inverse_loss(inverse, latents, actions), latents)
+    assert abs((grad * latents).sum()) < 1e-3 < (grad * latents).abs().sum()
+
+
 def test_the_inverse_model_learns_which_action_was_taken(renderer):
     torch.manual_seed(0)
     args = settings(
@@ -336,9 +346,9 @@ def test_the_inverse_model_learns_which_action_was_taken(renderer):
     inverse = script.mlp([64, 64, 6], torch.nn.ReLU, 1.0, generator)
     optimizer = torch.optim.Adam([*autoencoder.parameters(), *inverse.parameters()], lr=2e-3)
     script.update_autoencoder(autoencoder, None, optimizer, frames, film, 60, args, generator)
-    script.update_autoencoder(autoencoder, inverse, optimizer, frames, film, 100, args, generator)
+    script.update_autoencoder(autoencoder, inverse, optimizer, frames, film, 200, args, generator)
     log = script.update_autoencoder(autoencoder, inverse, optimizer, frames, film, 5, args, generator)
-    assert log["ae/inverse"] < 0.7 * film.actions.var()
+    assert log["ae/inverse"] < 0.6 * film.actions.var()
 
 
 def test_first_layers_of_many_inputs_take_smaller_steps():
