@@ -5,25 +5,27 @@ numbers, and everything else (policy, value, discriminator) works on the latents
 Adversarial Imitation Learning (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476, equation 17) with PPO (Schulman et
 al. 2017, https://arxiv.org/abs/1707.06347):
 
-    pretrain the autoencoder on the expert's frames and on frames of random actions
+    pretrain the autoencoder on the expert's frames and on frames of the untrained policy, then the predictor
     repeat:  collect a rollout, rendering and encoding each frame once -> update D on the latents of K frames
-             -> reward = how expert-like the K frames after each step are -> GAE -> PPO update on latents
-             -> a few steps of the autoencoder; the expert's frames are encoded anew
+             -> reward = how expert-like the K frames after each step are -> GAE -> PPO update on predicted latents
+             -> a few steps of predictor and autoencoder; the expert's frames are encoded anew
 
 What it does besides, and why:
 
  1. The expert's frames are rendered on load from the demonstrations' physics state, by the very code that renders the
     policy's: the two can differ in nothing but behaviour. The demonstrations' actions, observations and rewards, and
     the true reward and state, never reach the learner (a test fills them with NaN).
- 2. One latent a frame, so that each frame is encoded once. Policy and D see the newest latent and the K - 1 *steps*
-    between consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds
-    them late if it has to do the subtraction itself.
- 3. The policy also sees its own last K - 1 actions, as a robot knows its own commands: they tell what a frame 50 ms
-    after another cannot. D sees frames alone.
+ 2. One latent a frame, so that each frame is encoded once. D sees the newest latent and the K - 1 *steps* between
+    consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds them
+    late if it has to do the subtraction itself.
+ 3. The policy does not see that, but what a predictor (a forward model, trained on the policy's own rollouts) makes of
+    it and of the policy's last K - 1 actions, which a robot knows: the newest latent and the latest step as they will be
+    two frames from now, if nothing is done. Limbs of a few pixels are seen only roughly, and this noise is what limits
+    a policy on latents; it cannot be predicted, so predictions are free of it, and of a quarter of the dimensions.
  4. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
     end with the one that action t led to. No window looks ahead or spans two episodes.
  5. The encoder is pretrained, then trained on a little after every rollout, and the expert is encoded anew each time.
-    Besides reconstructing, its latents must tell the policy's *own* last action (an inverse model): an action shows in
+    Besides reconstructing, the latents of K frames must tell the policy's *own* last action (an inverse model): an action shows in
     accelerations, so the latents have to hold the positions of small limbs precisely. No expert action is known.
     `--faithful` is the arrangement of the document that this script started from: one latent for a stack of K frames,
     an encoder trained by reconstruction alone and not pretrained.
@@ -84,6 +86,11 @@ OBS_CLIP = 10.0  # standardized inputs are clipped to [-OBS_CLIP, OBS_CLIP]
 CAMERA_DISTANCE, CAMERA_ELEVATION = 2.4, 8.0  # metres and degrees; positive: the camera looks up
 VIEW_CENTRE, VIEW_HEIGHT, VIEW_ASPECT = 0.56, 1.2, 12 / 7  # metres above the floor, metres, width by height
 INVERSE_HIDDEN = 256  # width of the inverse model's hidden layer
+LOOK_AHEAD = 2  # steps that the predictor looks ahead
+PREDICTOR_HIDDEN = 256  # width of the predictor's two hidden layers
+PREDICTOR_BATCH_SIZE = 512
+PREDICTOR_PRETRAINING = 16  # times as many steps of the predictor before the policy's first update
+SNIPPET = 16  # consecutive views in a minibatch of the autoencoder
 REST_OF_AE_LR = 0.2  # what is left of the autoencoder's step size after its pretraining
 
 
@@ -191,21 +198,21 @@ class Args:
     """frames that policy and discriminator see at once (K)"""
     image_size: int = 56
     """height of a frame in pixels; it is 12 wide for 7 high, rounded to 8"""
-    latent_dim: int = 64
+    latent_dim: int = 32
     """numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful"""
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""
     faithful: bool = False
     """one latent a stack, encoder trained by reconstruction alone, no pretraining: the document's arrangement"""
-    pretrain_frames: int = 6_400
-    """frames of random actions for pretraining the autoencoder; they count as steps"""
-    pretrain_steps: int = 1_000
-    """autoencoder steps before the first rollout"""
-    ae_steps: int = 8
+    pretrain_steps: int = 2_000
+    """autoencoder steps before the policy's first update, on a rollout of the untrained policy"""
+    ae_steps: int = 24
     """autoencoder steps after each rollout (0: frozen after the pretraining)"""
-    inverse_coef: float = 0.01
+    inverse_coef: float = 0.1
     """weight of the inverse model's loss: K latents must tell the policy's own last action (0: reconstruction alone)"""
-    ae_batch_size: int = 256
+    predictor_steps: int = 60
+    """minibatch steps of the predictor per rollout (0: the policy sees the latents themselves, not what comes next)"""
+    ae_batch_size: int = 128
     """frames in an autoencoder minibatch, half the expert's and half the policy's"""
     ae_learning_rate: float = 1e-3
     """Adam step size of the autoencoder; falls to a fifth over the second half of the pretraining"""
@@ -236,9 +243,9 @@ def check_args(args: Args) -> None:
     positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
     positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
     positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "frame_stack", "latent_dim"]
-    positive += ["ae_learning_rate", "pretrain_frames"]
+    positive += ["ae_learning_rate"]
     not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
-    not_negative += ["disc_ent_coef", "pretrain_steps", "ae_steps", "inverse_coef"]
+    not_negative += ["disc_ent_coef", "pretrain_steps", "ae_steps", "inverse_coef", "predictor_steps"]
     require_range(args, positive, "greater than 0", lambda x: x > 0)
     require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
     require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
@@ -247,9 +254,8 @@ def check_args(args: Args) -> None:
     frames, rollout = args.frame_stack, args.num_envs * args.num_steps
     expected = f"that is even and twice --frame-stack ({frames}) or more"
     require_range(args, ["ae_batch_size"], expected, lambda x: x >= 2 * frames and x % 2 == 0)
-    require_range(args, ["num_steps"], f"of --frame-stack ({frames}) or more", lambda x: x >= frames)
-    expected = f"of --frame-stack x --num-envs ({frames * args.num_envs}) or more"
-    require_range(args, ["pretrain_frames"], expected, lambda x: x >= frames * args.num_envs)
+    least = max(frames, LOOK_AHEAD)
+    require_range(args, ["num_steps"], f"of {least} (--frame-stack, predictor) or more", lambda x: x >= least)
     expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
     require_range(args, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
     needed = rollout + pretraining_frames(args)
@@ -260,10 +266,12 @@ def check_args(args: Args) -> None:
 
 
 def pretraining_frames(args: Args) -> int:
-    """Frames of random actions that the run begins with."""
-    if args.pretrain_steps == 0 or args.faithful:
-        return 0
-    return args.num_envs * math.ceil(args.pretrain_frames / args.num_envs)
+    """Frames of the untrained policy that the run begins with: a rollout for the autoencoder, one for the predictor."""
+    return args.num_envs * args.num_steps * ((args.pretrain_steps > 0 and not args.faithful) + has_predictor(args))
+
+
+def has_predictor(args: Args) -> bool:
+    return args.predictor_steps > 0 and args.policy_obs == "latent" and not args.faithful
 
 
 def require_range(args, names: list[str], expected: str, accepts) -> None:
@@ -645,20 +653,22 @@ def encode_all(autoencoder: Autoencoder, frames: Tensor) -> Tensor:
 
 @dataclass
 class Film:
-    """What T steps of N environments showed, after each action."""
+    """What T steps of N environments showed, but for `memory` after each action."""
 
     views: Tensor  # (T, N, C, H, W) uint8
+    seen: Tensor  # (T, N, D) what D judges: latents of K frames, standardized
+    memory: Tensor  # (T, N, M) before each action: what was seen, and the last K - 1 actions
     actions: Tensor  # (T, N, A) as executed
     ended: Tensor  # (T, N) bool
 
 
-def unbroken_snippets(ended: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """First step and environment of all `length` consecutive views in a film that are of one episode; ended (T, N)."""
+def whole_windows(ended: Tensor, length: int) -> Tensor:
+    """Which `length` consecutive views of a film are of one episode: ended (T, N) -> (T - length + 1, N) bool."""
     starts = len(ended) - length + 1
-    broken = torch.zeros_like(ended[:starts])
-    for k in range(length - 1):  # an end is broken by what follows it: the last view of a snippet may be one
-        broken |= ended[k : k + starts]
-    return torch.nonzero(~broken, as_tuple=True)
+    whole = torch.ones_like(ended[:starts])
+    for k in range(length - 1):  # an end is broken by what follows it: the last view of a window may be one
+        whole &= ~ended[k : k + starts]
+    return whole
 
 
 def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor) -> Tensor:
@@ -679,27 +689,34 @@ def update_autoencoder(
     args: Args,
     generator: Generator,
 ) -> dict[str, float]:
-    """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film; returns what to log.
+    """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film: consecutive views of
+    one environment; returns what to log.
 
     The inverse model, unless it is None, learns from the film alone: nobody tells what the expert did.
     """
-    log, device, half = [], expert.device, args.ae_batch_size // 2
-    length = args.frame_stack if inverse else 1
-    first, env = unbroken_snippets(film.ended, length)
+    log, device, half, frame_stack = [], expert.device, args.ae_batch_size // 2, args.frame_stack
+    # Long snippets give many windows: one of 16 views tells 13 actions with K = 4, four of 4 views tell 4.
+    length = min(SNIPPET, half, len(film.views))
+    num_windows = max(length - frame_stack + 1, 0)
+    whole = whole_windows(film.ended, frame_stack) if num_windows else None
     # bfloat16 halves the time. It is for training alone: it would drown the small steps between latents of one episode.
     fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for _ in range(num_steps):
         expert_views = expert[torch.randint(len(expert), (half,), generator=generator).to(device)]
-        pick = torch.randint(len(first), (half // length,), generator=generator).to(device)
-        steps = first[pick, None] + torch.arange(length, device=device)
-        views = film.views[steps, env[pick, None]].flatten(0, 1)
+        size = (half // length, 1)
+        first = torch.randint(len(film.views) - length + 1, size, generator=generator).to(device)
+        env = torch.randint(film.views.shape[1], size, generator=generator).to(device)
+        rows = first + torch.arange(length, device=device)  # (snippets, length)
+        views = torch.cat([expert_views, film.views[rows, env].flatten(0, 1)])
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            latents = autoencoder.encode(torch.cat([expert_views, views]))
-            errors = autoencoder.errors(latents, torch.cat([expert_views, views]))
+            latents = autoencoder.encode(views)
+            errors = autoencoder.errors(latents, views)
         losses = [errors[:half].mean(), errors[half:].mean(), torch.zeros((), device=device)]
-        if inverse:
-            action = film.actions[steps[:, -1], env[pick]]
-            losses[2] = inverse_loss(inverse, latents[half:].float().unflatten(0, (-1, length)), action)
+        if inverse and num_windows:
+            windows = latents[half:].float().unflatten(0, (-1, length)).unfold(1, frame_stack, 1).mT  # (.., .., K, Z)
+            usable, actions = whole[rows[:, :num_windows], env], film.actions[rows[:, frame_stack - 1 :], env]
+            if usable.any():
+                losses[2] = inverse_loss(inverse, windows[usable], actions[usable])
         optimizer.zero_grad()
         (losses[0] + losses[1] + args.inverse_coef * losses[2]).backward()
         optimizer.step()
@@ -719,6 +736,49 @@ def look_at_expert(autoencoder: Autoencoder, views: Tensor, windows: Tensor) -> 
     seen = latent_steps(encode_all(autoencoder, views)[windows])
     statistics = (seen.mean(0), seen.std(0) + 1e-3)
     return standardize(seen, *statistics), statistics
+
+
+class Predictor(nn.Module):
+    """Forward model of what the policy will see LOOK_AHEAD steps from now, if it takes these actions. What the frames
+    show by chance (a foot between two pixels) cannot be foreseen, so a prediction is a sight without that noise."""
+
+    def __init__(self, latent_dim: int, frame_stack: int, action_dim: int, generator: Generator):
+        super().__init__()
+        memory_dim = frame_stack * latent_dim + (frame_stack - 1) * action_dim
+        self.idle_dim, self.action_dim = LOOK_AHEAD * action_dim, action_dim * (frame_stack > 1)
+        sizes = [memory_dim + self.idle_dim, PREDICTOR_HIDDEN, PREDICTOR_HIDDEN, latent_dim * min(frame_stack, 2)]
+        self.net = mlp(sizes, nn.ReLU, 1.0, generator)
+        self.obs_dim = sizes[-1] + self.action_dim
+
+    def forward(self, memory: Tensor, actions: Tensor) -> Tensor:
+        """memory (B, M): what is seen and the last K - 1 actions; actions (B, LOOK_AHEAD * A), the next ones -> (B,
+        2 Z): the last step between latents, then the newest latent, both standardized."""
+        return self.net(torch.cat([memory, actions], dim=-1))
+
+    def obs(self, memory: Tensor) -> Tensor:
+        """What policy and value get, (N, M) -> (N, 2 Z + A): what comes if nothing is done, and the last action."""
+        idle = torch.zeros(len(memory), self.idle_dim, device=memory.device)
+        last_action = memory[:, memory.shape[1] - self.action_dim :]
+        return torch.cat([self(memory, idle).clamp(-OBS_CLIP, OBS_CLIP), last_action], dim=1)
+
+
+def update_predictor(
+    predictor: Predictor, optimizer: Optimizer, film: Film, num_steps: int, generator: Generator
+) -> dict[str, float]:
+    """num_steps minibatch steps on a film; returns what to log."""
+    starts, sight_dim = len(film.ended) - LOOK_AHEAD + 1, predictor.net[-1].out_features
+    inside = whole_windows(film.ended, LOOK_AHEAD)  # where all the steps ahead are of the same episode
+    memory = film.memory[:starts][inside]
+    actions = torch.cat([film.actions[k : k + starts] for k in range(LOOK_AHEAD)], dim=-1)[inside]
+    target, log = film.seen[LOOK_AHEAD - 1 :][inside][:, -sight_dim:], []
+    for _ in range(num_steps):
+        index = torch.randint(len(target), (PREDICTOR_BATCH_SIZE,), generator=generator).to(target.device)
+        loss = F.mse_loss(predictor(memory[index], actions[index]), target[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        log.append(loss.detach())
+    return {"ae/prediction": torch.stack(log).mean().item()}
 
 
 def window_rows(lengths: np.ndarray, frame_stack: int) -> np.ndarray:
@@ -845,8 +905,9 @@ class PixelCollector:
     it, or with --faithful all K frames (C = K), for one latent.
     """
 
-    def __init__(self, envs: FilmedHalfCheetah, renderer: Renderer, autoencoder: Autoencoder, args: Args, device):
-        self.envs, self.renderer, self.autoencoder, self.device = envs, renderer, autoencoder, device
+    def __init__(self, envs: FilmedHalfCheetah, renderer: Renderer, autoencoder: Autoencoder, predictor, args, device):
+        self.envs, self.renderer, self.device = envs, renderer, device
+        self.autoencoder, self.predictor = autoencoder, predictor  # predictor: None, and policies see what there is
         self.faithful, self.frame_stack, self.policy_obs = args.faithful, args.frame_stack, args.policy_obs
         self.state = envs.reset()  # (N, O) float64
         self.frames = self.first_frames(envs.qpos)  # (N, K, H, W) uint8, oldest first
@@ -870,10 +931,9 @@ class PixelCollector:
     @torch.no_grad()
     def rollout(
         self, agent: Agent, statistics: dict, num_steps: int, generator: Generator, sampled: bool = True
-    ) -> tuple[Rollout, Tensor, Tensor]:
+    ) -> tuple[Rollout, Film]:
         """Act num_steps times in every environment, with sampled actions or their means; statistics holds the
-        (mean, std) of "latent" and of "state". Also returns what each step led to, before any reset: what D judges
-        (T, N, D), standardized, and the views (T, N, C, H, W) uint8."""
+        (mean, std) of "latent" and of "state"."""
         envs, steps = self.envs, []
         std = agent.log_std.exp() * sampled
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
@@ -881,14 +941,18 @@ class PixelCollector:
         def look(latents: Tensor) -> Tensor:
             return standardize(latent_steps(latents), *statistics["latent"])
 
-        def observe(seen: Tensor, state: np.ndarray) -> Tensor:
+        def remember(seen: Tensor) -> Tensor:
+            return torch.cat([seen, self.actions.flatten(1)], dim=1)
+
+        def observe(memory: Tensor, state: np.ndarray) -> Tensor:
             if self.policy_obs == "latent":
-                return torch.cat([seen, self.actions.flatten(1)], dim=1)
+                return self.predictor.obs(memory) if self.predictor else memory
             return standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
 
         latents = self.encode(self.frames)
         for t in range(num_steps):
-            obs = observe(look(latents), self.state)
+            memory = remember(look(latents))
+            obs = observe(memory, self.state)
             mean = agent.actor_mean(obs)
             action = mean + std * noise[t]
             executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
@@ -902,8 +966,8 @@ class PixelCollector:
             newest = encode_all(self.autoencoder, view)[:, None]
             latents = torch.cat([latents[:, 1:], newest], dim=1)
             seen = look(latents)
-            tensors = (obs, observe(seen, final_state), action, gaussian_log_prob(action, mean, agent.log_std))
-            steps.append((*tensors, seen, view, executed, reward, terminated, ended))
+            next_obs, log_prob = observe(remember(seen), final_state), gaussian_log_prob(action, mean, agent.log_std)
+            steps.append((obs, next_obs, action, log_prob, memory, seen, view, executed, reward, terminated, ended))
 
             if ended.any():
                 ids = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
@@ -913,12 +977,13 @@ class PixelCollector:
             self.finished.extend(self.episode_return[ended].tolist())
             self.episode_return[ended] = 0.0
         columns = list(zip(*steps))
-        obs, next_obs, action, log_prob, seen, views = (torch.stack(column) for column in columns[:6])
+        obs, next_obs, action, log_prob, memory, seen, views = (torch.stack(column) for column in columns[:7])
         executed, reward, terminated, ended = (
-            torch.as_tensor(np.stack(column)).to(self.device) for column in columns[6:]
+            torch.as_tensor(np.stack(column)).to(self.device) for column in columns[7:]
         )
-        rollout = Rollout(obs, next_obs, action, executed.float(), log_prob, reward.float(), terminated, ended)
-        return rollout, seen, views
+        executed = executed.float()
+        rollout = Rollout(obs, next_obs, action, executed, log_prob, reward.float(), terminated, ended)
+        return rollout, Film(views, seen, memory, executed, ended)
 
     def state_dict(self) -> dict:
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("state", "episode_return")}
@@ -931,21 +996,6 @@ class PixelCollector:
         self.frames, self.actions = saved["frames"].to(self.device), saved["actions"].to(self.device)
         self.finished.extend(saved["finished"])
         self.envs.load_state_dict(saved["envs"])
-
-
-def film_of_random_actions(args: Args, renderer: Renderer, max_episode_steps: int, device: torch.device) -> Film:
-    """pretrain_frames frames of uniformly random actions: what a policy that knows nothing shows."""
-    seed, steps = args.seed + 40_000, math.ceil(args.pretrain_frames / args.num_envs)
-    envs, rng = FilmedHalfCheetah(args.num_envs, max_episode_steps, seed, 1), np.random.default_rng(seed)
-    actions = rng.uniform(envs.action_low, envs.action_high, (steps, args.num_envs, envs.action_dim))
-    views, ended = [], []
-    envs.reset()
-    for action in actions:
-        *_, truncated, _ = envs.step(action)
-        views.append(renderer(envs.final_qpos)[:, None])
-        ended.append(truncated)
-    arrays = (np.stack(views), actions.astype(np.float32), np.stack(ended))
-    return Film(*(torch.from_numpy(x).to(device) for x in arrays))
 
 
 def update_discriminator(
@@ -1061,7 +1111,7 @@ def signs_of_collapse(recent: list[dict], action_std: float, recon_policy: list[
         cause = "it has more capacity than the policy can follow: raise --grad-penalty-coef or lower --disc-steps"
         found[f"the discriminator has told every window apart for {len(recent)} rollouts"] = cause
     if len(recon_policy) >= 3 and min(recon_policy[-3:]) > 2 * min(recon_policy):
-        cause = "the policy shows what the encoder has not seen: raise --pretrain-steps or --pretrain-frames"
+        cause = "the policy shows what the encoder has not seen: raise --pretrain-steps or --ae-steps"
         found["the reconstruction error on the policy's frames has doubled"] = cause
     if action_std < 0.05:
         cause = "exploration has ended: lower --learning-rate or set --ent-coef"
@@ -1077,10 +1127,10 @@ def evaluate(
     policy is what `restore_policy` returns; environments and random numbers are the evaluation's own.
     """
     envs = FilmedHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
-    collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["args"], device)
+    collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["predictor"], policy["args"], device)
     generator, steps = Generator().manual_seed(seed), policy["max_episode_steps"]
-    rollout, seen, _ = collector.rollout(policy["agent"], policy["statistics"], steps, generator, sampled)
-    return rollout.env_rewards.double().sum(0).cpu().numpy(), seen.flatten(0, 1)
+    rollout, film = collector.rollout(policy["agent"], policy["statistics"], steps, generator, sampled)
+    return rollout.env_rewards.double().sum(0).cpu().numpy(), film.seen.flatten(0, 1)
 
 
 def policy_with_eyes(policy: dict) -> dict:
@@ -1091,6 +1141,7 @@ def policy_with_eyes(policy: dict) -> dict:
         "args": dataclasses.asdict(policy["args"]),
         "agent": policy["agent"].state_dict(),
         "autoencoder": policy["autoencoder"].state_dict(),
+        "predictor": policy["predictor"].state_dict() if policy["predictor"] else None,
         "statistics": policy["statistics"],
         "max_episode_steps": policy["max_episode_steps"],
     }
@@ -1105,8 +1156,12 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     hidden_size, obs_dim = weights["actor_mean.0.weight"].shape
     agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, Generator())
     agent.load_state_dict(weights)
+    predictor = None
+    if has_predictor(args):
+        predictor = Predictor(args.latent_dim, args.frame_stack, len(weights["log_std"]), Generator()).to(device)
+        predictor.load_state_dict(content["predictor"])
     statistics = {name: tuple(x.to(device) for x in pair) for name, pair in content["statistics"].items()}
-    networks = {"agent": agent.to(device), "autoencoder": autoencoder.to(device)}
+    networks = {"agent": agent.to(device), "autoencoder": autoencoder.to(device), "predictor": predictor}
     return networks | {"args": args, "statistics": statistics, "max_episode_steps": content["max_episode_steps"]}
 
 
@@ -1211,7 +1266,7 @@ COLUMNS = """global_step charts/episodic_return charts/SPS charts/learning_rate
 losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
 disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
 reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
-ae/recon_policy ae/recon_expert ae/recon_heldout ae/inverse ae/probe_r2
+ae/recon_policy ae/recon_expert ae/recon_heldout ae/inverse ae/prediction ae/probe_r2
 eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert eval/latent_distance
 time/rollout time/discriminator time/update time/autoencoder""".split()
 
@@ -1367,8 +1422,11 @@ def train(args: Args) -> dict:
 
     envs = FilmedHalfCheetah(args.num_envs, max_episode_steps, args.seed, threads)
     seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
-    latent_obs_dim = seen_dim + (args.frame_stack - 1) * envs.action_dim
-    obs_dim = latent_obs_dim if args.policy_obs == "latent" else envs.obs_dim
+    obs_dim = envs.obs_dim if args.policy_obs == "state" else seen_dim + (args.frame_stack - 1) * envs.action_dim
+    predictor = None
+    if has_predictor(args):
+        predictor = Predictor(args.latent_dim, args.frame_stack, envs.action_dim, generator).to(device)
+        predictor_optimizer, obs_dim = Adam(predictor.parameters(), lr=1e-3, fused=True), predictor.obs_dim
     channels, (height, width) = expert_views.shape[1], expert_frames.shape[1:]
     autoencoder = Autoencoder(channels, height, width, args.latent_dim).to(device)
     autoencoder.set_reference(expert_frames, weighted=not args.faithful)
@@ -1383,11 +1441,12 @@ def train(args: Args) -> dict:
     optimizer = agent_optimizer(agent, args.learning_rate)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
-    collector = PixelCollector(envs, renderer, autoencoder, args, device)
+    collector = PixelCollector(envs, renderer, autoencoder, predictor, args, device)
     parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
     parts |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector, "generator": generator}
     parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
     parts |= {"inverse": inverse} if inverse else {}
+    parts |= {"predictor": predictor, "predictor_optimizer": predictor_optimizer} if predictor else {}
     progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "mean_frame": autoencoder.mean_frame.cpu().clone()}
 
     if saved:
@@ -1400,28 +1459,35 @@ def train(args: Args) -> dict:
         run_dir = make_run_dir(args)
     logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
-    pretraining = pretraining_frames(args)
-    if pretraining and not saved:
-        clock = [time.perf_counter()]
-        film = film_of_random_actions(args, renderer, max_episode_steps, device)
-        for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
-            left = 2 - 2 * i / args.pretrain_steps
-            ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
-            # Reconstruction goes first: latents that mean nothing yet are only torn by the inverse model's gradient.
-            model = inverse if i > 0.3 * args.pretrain_steps else None
-            update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, args, generator)
-        progress["seconds"] += time.perf_counter() - clock[0]
-        save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
-
-    policy = {"agent": agent, "autoencoder": autoencoder, "args": args, "max_episode_steps": max_episode_steps}
+    policy = {"agent": agent, "autoencoder": autoencoder, "predictor": predictor, "args": args}
+    policy |= {"max_episode_steps": max_episode_steps}
     policy["statistics"] = statistics = {}  # mean and standard deviation of the networks' inputs
     if args.policy_obs == "state":
         states = torch.as_tensor(demos.observations)
         statistics["state"] = (states.mean(0).to(device), states.std(0).to(device) + 1e-3)
+    expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
+
+    pretraining = pretraining_frames(args)
+    if pretraining and not saved:  # on what the untrained policy shows: random actions
+        clock = [time.perf_counter()]
+        if args.pretrain_steps and not args.faithful:
+            _, film = collector.rollout(agent, statistics, args.num_steps, generator)
+            for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
+                left = 2 - 2 * i / args.pretrain_steps
+                ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
+                # Reconstruction goes first: the inverse model has nothing to read in latents that mean nothing yet.
+                model = inverse if i > 0.2 * args.pretrain_steps else None
+                update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, args, generator)
+            expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
+        if predictor:
+            _, film = collector.rollout(agent, statistics, args.num_steps, generator)
+            steps = PREDICTOR_PRETRAINING * args.predictor_steps
+            update_predictor(predictor, predictor_optimizer, film, steps, generator)
+        progress["seconds"] += time.perf_counter() - clock[0]
+        save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = (args.total_timesteps - pretraining) // batch_size
-    expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
     recent, warned, evaluations = deque(maxlen=20), set(), progress["evaluations"]
     first_step, last_step = (pretraining + n * batch_size for n in (progress["iteration"], num_iterations))
     bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=None)
@@ -1432,24 +1498,25 @@ def train(args: Args) -> dict:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
 
-        rollout, seen, views = collector.rollout(agent, statistics, args.num_steps, generator)
+        rollout, film = collector.rollout(agent, statistics, args.num_steps, generator)
         clock.append(time.perf_counter())
 
         row, logit = {}, None
         if args.reward_source == "gail":
             row |= update_discriminator(
-                disc, disc_optimizer, expert[after_action], seen.flatten(0, 1), args, args.disc_steps, generator
+                disc, disc_optimizer, expert[after_action], film.seen.flatten(0, 1), args, args.disc_steps, generator
             )
             with torch.no_grad():
-                logit = disc(seen)
+                logit = disc(film.seen)
         rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
         clock.append(time.perf_counter())
 
         row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
 
+        if predictor:
+            row |= update_predictor(predictor, predictor_optimizer, film, args.predictor_steps, generator)
         if args.ae_steps:  # the encoder changes, and with it what the expert looks like
-            film = Film(views, rollout.executed_actions, rollout.ended)
             steps = args.ae_steps
             row |= update_autoencoder(autoencoder, inverse, ae_optimizer, train_views, film, steps, args, generator)
             expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
@@ -1466,15 +1533,19 @@ def train(args: Args) -> dict:
             returns, shown = evaluate(policy, renderer, 20, False, args.seed + 10_000, threads, device)
             distance = energy_distance(shown, expert[after_action])
             with torch.no_grad():
-                recent_views = views.flatten(0, 1)[:256]
-                for name, x in (("heldout", heldout_views), ("expert", train_views[:256]), ("policy", recent_views)):
+                recent_views = film.views.flatten(0, 1)
+                for name, x in (
+                    ("heldout", heldout_views),
+                    ("expert", train_views[:256]),
+                    ("policy", recent_views[:256]),
+                ):
                     row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
             row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
             row |= {"eval/latent_distance": distance} | return_metrics(returns, demos)
             if distance <= min((entry[2] for entry in evaluations), default=math.inf):
                 save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
-            picture_reconstructions(autoencoder, heldout_views, views.flatten(0, 1), run_dir / "reconstructions.png")
+            picture_reconstructions(autoencoder, heldout_views, recent_views, run_dir / "reconstructions.png")
             bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             counted += time.perf_counter() - clock[-1]
         recent.append(row)

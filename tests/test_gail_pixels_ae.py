@@ -14,7 +14,7 @@ from conftest import DEMOS, ROOT
 
 import gail_pixels_ae as script
 
-MINI = "--num-envs 4 --num-steps 50 --image-size 32 --pretrain-frames 200 --pretrain-steps 6 --num-demos 2".split()
+MINI = "--num-envs 4 --num-steps 50 --image-size 32 --predictor-steps 3 --pretrain-steps 6 --num-demos 2".split()
 MINI += "--num-minibatches 2 --update-epochs 2 --hidden-size 16 --ae-steps 2".split()
 MINI += ["--demos", str(DEMOS)]
 MINI += ["--ae-batch-size", "16", "--latent-dim", "8", "--threads", "1", "--disc-steps", "2", "--eval-episodes", "2"]
@@ -43,7 +43,8 @@ def frames_of(count: int, size: int, channels: int = 1, width: int = 0) -> torch
 
 def film_of(views: torch.Tensor) -> script.Film:
     """Views (B, C, H, W) as one environment's steps, without an end."""
-    return script.Film(views[:, None], torch.zeros(len(views), 1, 6), torch.zeros(len(views), 1, dtype=torch.bool))
+    nothing = torch.zeros(len(views), 1, 6)
+    return script.Film(views[:, None], nothing, nothing, nothing, torch.zeros(len(views), 1, dtype=torch.bool))
 
 
 def settings(*flags: str) -> script.Args:
@@ -220,9 +221,10 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
     autoencoder = script.Autoencoder(3 if faithful else 1, 16, 16, 4)
     agent = script.Agent((4 if faithful else 12) + 12, 6, 8, torch.Generator().manual_seed(0))
     renderer = Slide()
-    collector = script.PixelCollector(envs, renderer, autoencoder, args, torch.device("cpu"))
+    collector = script.PixelCollector(envs, renderer, autoencoder, None, args, torch.device("cpu"))
     zero_one = (torch.zeros(4 if faithful else 12), torch.ones(4 if faithful else 12))
-    rollout, seen, views = collector.rollout(agent, {"latent": zero_one}, 8, torch.Generator().manual_seed(0))
+    rollout, film = collector.rollout(agent, {"latent": zero_one}, 8, torch.Generator().manual_seed(0))
+    seen, views = film.seen, film.views
     assert rollout.ended[4].all() and rollout.ended.sum() == 2
 
     # What was rendered: the start, five steps (the fifth before the reset), the new start, three steps.
@@ -257,18 +259,20 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
         past = [own[t - 1] if t - 1 >= start else none, own[t]]
         assert torch.equal(rollout.next_obs[t, :, dim:], torch.cat(past, dim=1))
     assert views.shape == (8, 2, 3 if faithful else 1, 16, 16)
+    assert torch.equal(film.memory, rollout.obs) and torch.equal(film.actions, own)
+    assert torch.equal(film.ended, rollout.ended)
 
 
 def test_policy_on_states_sees_states():
     args = script.parse_args(["--image-size", "16", "--policy-obs", "state", "--latent-dim", "4"], script.Args)
     envs = script.FilmedHalfCheetah(2, 5, 0, 1)
     agent = script.Agent(17, 6, 8, torch.Generator().manual_seed(0))
-    collector = script.PixelCollector(envs, Slide(), script.Autoencoder(1, 16, 16, 4), args, torch.device("cpu"))
+    collector = script.PixelCollector(envs, Slide(), script.Autoencoder(1, 16, 16, 4), None, args, torch.device("cpu"))
     statistics = {"latent": (torch.zeros(16), torch.ones(16)), "state": (torch.zeros(17), torch.full((17,), 0.5))}
     first = collector.state.copy()
-    rollout, seen, _ = collector.rollout(agent, statistics, 1, torch.Generator().manual_seed(0))
+    rollout, film = collector.rollout(agent, statistics, 1, torch.Generator().manual_seed(0))
     assert torch.allclose(rollout.obs[0], torch.from_numpy(first * 2).float().clamp(-10, 10))
-    assert seen.shape == (1, 2, 16)
+    assert film.seen.shape == (1, 2, 16)
 
 
 # Gradients: the encoder learns from reconstruction and from nothing else
@@ -284,9 +288,10 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     autoencoder = script.Autoencoder(1, 16, 16, 4)
     agent = script.Agent(8 + 6, 6, 8, generator)
     disc = script.Discriminator(8, 8, False, generator)
-    collector = script.PixelCollector(envs, Slide(), autoencoder, args, torch.device("cpu"))
+    collector = script.PixelCollector(envs, Slide(), autoencoder, None, args, torch.device("cpu"))
     statistics = {"latent": (torch.zeros(8), torch.ones(8))}
-    rollout, seen, views = collector.rollout(agent, statistics, 10, generator)
+    rollout, film = collector.rollout(agent, statistics, 10, generator)
+    seen, views = film.seen, film.views
     assert not seen.requires_grad and not rollout.obs.requires_grad
     before = {name: x.clone() for name, x in autoencoder.state_dict().items()}
     optimizer, disc_optimizer = torch.optim.Adam(agent.parameters()), torch.optim.Adam(disc.parameters())
@@ -296,7 +301,6 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     assert all(p.grad is None for p in autoencoder.parameters())
     inverse = script.mlp([8, 8, 6], torch.nn.ReLU, 1.0, generator)
     ae_optimizer = torch.optim.Adam([*autoencoder.parameters(), *inverse.parameters()])
-    film = script.Film(views, rollout.executed_actions, rollout.ended)
     script.update_autoencoder(autoencoder, inverse, ae_optimizer, views[0], film, 1, args, generator)
     assert all(p.grad.abs().sum() > 0 for p in [*autoencoder.parameters(), *inverse.parameters()])
 
@@ -309,8 +313,8 @@ def test_snippets_against_a_loop(length):
     expected = {
         (t, n) for t in range(13 - length) for n in range(3) if len(set(episode[t : t + length, n].tolist())) == 1
     }
-    found = script.unbroken_snippets(ended, length)
-    assert set(zip(*(x.tolist() for x in found))) == expected and len(found[0]) == len(expected)
+    whole = script.whole_windows(ended, length)
+    assert whole.shape == (13 - length, 3) and {tuple(x) for x in torch.nonzero(whole).tolist()} == expected
 
 
 def test_inverse_loss_sees_steps_and_newest_by_their_own_spread():
@@ -333,14 +337,22 @@ def test_inverse_loss_does_not_pull_on_the_size_of_the_latents():
     assert abs((grad * latents).sum()) < 1e-3 < (grad * latents).abs().sum()
 
 
+def random_film(args, renderer, autoencoder) -> script.Film:
+    """What an untrained policy shows."""
+    envs = script.FilmedHalfCheetah(args.num_envs, 100, 0, 1)
+    collector = script.PixelCollector(envs, renderer, autoencoder, None, args, torch.device("cpu"))
+    dim = args.frame_stack * args.latent_dim
+    agent = script.Agent(dim + 6 * (args.frame_stack - 1), 6, 8, torch.Generator().manual_seed(0))
+    statistics = {"latent": (torch.zeros(dim), torch.ones(dim))}
+    return collector.rollout(agent, statistics, args.num_steps, torch.Generator().manual_seed(0))[1]
+
+
 def test_the_inverse_model_learns_which_action_was_taken(renderer):
     torch.manual_seed(0)
-    args = settings(
-        *MINI, "--pretrain-frames", "400", "--ae-batch-size", "128", "--inverse-coef", "1", "--num-envs", "8"
-    )
-    film = script.film_of_random_actions(args, renderer, 100, torch.device("cpu"))
-    assert film.views.shape == (50, 8, 1, 32, 56) and film.actions.shape == (50, 8, 6)
+    args = settings(*MINI, "--ae-batch-size", "128", "--inverse-coef", "1", "--num-envs", "8", "--latent-dim", "16")
     autoencoder, generator = script.Autoencoder(1, 32, 56, 16), torch.Generator().manual_seed(0)
+    film = random_film(args, renderer, autoencoder)
+    assert film.views.shape == (50, 8, 1, 32, 56) and film.actions.shape == (50, 8, 6)
     frames = film.views.flatten(0, 1)
     autoencoder.set_reference(frames[:, 0], weighted=True)
     inverse = script.mlp([64, 64, 6], torch.nn.ReLU, 1.0, generator)
@@ -349,6 +361,55 @@ def test_the_inverse_model_learns_which_action_was_taken(renderer):
     script.update_autoencoder(autoencoder, inverse, optimizer, frames, film, 200, args, generator)
     log = script.update_autoencoder(autoencoder, inverse, optimizer, frames, film, 5, args, generator)
     assert log["ae/inverse"] < 0.6 * film.actions.var()
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+def test_what_a_policy_gets_is_the_idle_prediction_and_the_last_action(frame_stack):
+    predictor = script.Predictor(4, frame_stack, 2, torch.Generator().manual_seed(0))
+    memory = torch.randn(5, frame_stack * 4 + (frame_stack - 1) * 2)
+    obs = predictor.obs(memory)
+    assert obs.shape == (5, predictor.obs_dim)
+    sight = 4 * min(frame_stack, 2)
+    for row, x in zip(obs, memory):
+        assert torch.allclose(row[:sight], predictor.net(torch.cat([x, torch.zeros(4)])).clamp(-10, 10), atol=1e-6)
+        assert torch.equal(row[sight:], x[-2:] if frame_stack > 1 else x[:0])
+
+
+def test_the_predictor_learns_what_two_actions_lead_to_and_no_pair_spans_two_episodes():
+    """A world whose sight is a sum: the predictor finds it, and rows that only a wrong pair reads are NaN."""
+    torch.manual_seed(0)
+    steps, actions, memory = 40, torch.rand(40, 8, 2) - 0.5, torch.randn(40, 8, 2 * 4 + 2)
+    ended = torch.zeros(steps, 8, dtype=torch.bool)
+    ended[9::10] = True
+    seen = torch.full((steps, 8, 8), torch.nan)
+    seen[1:] = memory[:-1, :, :8] + actions[:-1].repeat(1, 1, 4) - 2 * actions[1:].repeat(1, 1, 4)
+    seen[10::10] = torch.nan
+    predictor = script.Predictor(4, 2, 2, torch.Generator().manual_seed(0))
+    optimizer, generator = torch.optim.Adam(predictor.parameters(), lr=1e-3), torch.Generator().manual_seed(0)
+    film = script.Film(None, seen, memory, actions, ended)
+    first = script.update_predictor(predictor, optimizer, film, 5, generator)["ae/prediction"]
+    script.update_predictor(predictor, optimizer, film, 300, generator)
+    last = script.update_predictor(predictor, optimizer, film, 5, generator)["ae/prediction"]
+    assert last < 0.1 * first
+    idle = predictor(memory[0, :1], torch.zeros(1, 4))
+    assert (idle - memory[0, :1, :8]).square().mean() < 0.3
+
+
+def test_a_policy_with_a_predictor_sees_its_predictions(renderer):
+    args = settings(*MINI)
+    autoencoder = script.Autoencoder(1, 32, 56, 8)
+    predictor = script.Predictor(8, 4, 6, torch.Generator().manual_seed(0))
+    envs = script.FilmedHalfCheetah(2, 5, 0, 1)
+    collector = script.PixelCollector(envs, renderer, autoencoder, predictor, args, torch.device("cpu"))
+    agent = script.Agent(predictor.obs_dim, 6, 8, torch.Generator().manual_seed(0))
+    statistics = {"latent": (torch.zeros(32), torch.ones(32))}
+    rollout, film = collector.rollout(agent, statistics, 7, torch.Generator().manual_seed(0))
+    for t in range(7):
+        assert torch.allclose(rollout.obs[t], predictor.obs(film.memory[t]), atol=1e-6)
+        memory_after = torch.cat([film.seen[t], film.memory[t, :, -12:], film.actions[t]], dim=1)
+        if not rollout.ended[t].any() and t > 0:
+            assert torch.allclose(film.memory[t + 1], memory_after) if t + 1 < 7 else True
+            assert torch.allclose(rollout.next_obs[t], predictor.obs(memory_after), atol=1e-6)
 
 
 def test_first_layers_of_many_inputs_take_smaller_steps():
@@ -400,7 +461,7 @@ def test_collapse_is_told_and_health_is_not():
 # Whole runs
 
 
-def test_miniature_run_moves_all_four_networks_and_writes_its_files(tmp_path):
+def test_miniature_run_moves_all_networks_and_writes_its_files(tmp_path):
     flags = ["--capture-video"]
     summary = mini(tmp_path, *flags)
     run = tmp_path / "run"
@@ -413,19 +474,21 @@ def test_miniature_run_moves_all_four_networks_and_writes_its_files(tmp_path):
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     fresh = {
-        "agent": script.Agent(32 + 18, 6, 16, generator).state_dict(),
+        "predictor": script.Predictor(8, 4, 6, generator).state_dict(),
+        "agent": script.Agent(2 * 8 + 6, 6, 16, generator).state_dict(),
         "disc": script.Discriminator(32, 128, False, generator).state_dict(),
     }
     for part, weights in fresh.items():
         for name, value in weights.items():
+            assert saved[part][name].shape == value.shape
             assert not torch.equal(saved[part][name], value), f"{part}.{name} did not move"
     torch.manual_seed(1)
     autoencoder = script.Autoencoder(1, 32, 56, 8)
     for name, value in autoencoder.named_parameters():
         assert not torch.equal(saved["autoencoder"][name], value), f"autoencoder.{name} did not move"
     rows = list(csv.DictReader(open(run / "metrics.csv", newline="")))
-    assert [int(row["global_step"]) for row in rows] == [400, 600, 800, 1000, 1000]
-    for name in ("ae/recon_heldout", "ae/probe_r2", "disc/loss", "time/autoencoder", "eval/latent_distance"):
+    assert [int(row["global_step"]) for row in rows] == [600, 800, 1000, 1000]
+    for name in ("ae/recon_heldout", "ae/probe_r2", "ae/prediction", "disc/loss", "time/autoencoder", "eval/latent_distance"):
         assert any(row[name] for row in rows), name
 
 
@@ -525,7 +588,7 @@ def test_cuda(tmp_path):
         (["--ae-batch-size", "7"], "--ae-batch-size"),
         (["--ae-batch-size", "6"], "--frame-stack"),
         (["--num-steps", "3"], "--num-steps"),
-        (["--pretrain-frames", "255"], "--pretrain-frames"),
+        (["--predictor-steps", "-1"], "--predictor-steps"),
         (["--frame-stack", "101", "--pretrain-steps", "0", "--num-steps", "200"], "--frame-stack"),
         (["--inverse-coef", "-1"], "--inverse-coef"),
         (["--latent-dim", "0"], "--latent-dim"),
