@@ -19,14 +19,15 @@ What it does besides, and why:
     consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds them
     late if it has to do the subtraction itself.
  3. The policy does not see that, but what a predictor (a forward model, trained on the policy's own rollouts) makes of
-    it and of the policy's last K - 1 actions, which a robot knows: the newest latent and the latest step as they will be
-    two frames from now, if nothing is done. Limbs of a few pixels are seen only roughly, and this noise is what limits
-    a policy on latents; it cannot be predicted, so predictions are free of it, and of a quarter of the dimensions.
+    it and of the policy's last K - 1 actions, which a robot knows: the newest latent and the latest step, as they will
+    be two frames from now if nothing is done. Limbs of a few pixels are seen only roughly, and this noise is what
+    limits a policy on latents; it cannot be predicted, so predictions are free of it, and half as many numbers.
  4. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
     end with the one that action t led to. No window looks ahead or spans two episodes.
  5. The encoder is pretrained, then trained on a little after every rollout, and the expert is encoded anew each time.
-    Besides reconstructing, the latents of K frames must tell the policy's *own* last action (an inverse model): an action shows in
-    accelerations, so the latents have to hold the positions of small limbs precisely. No expert action is known.
+    Besides reconstructing, the latents of K frames must tell the policy's *own* last action (an inverse model): an
+    action shows in accelerations, so the latents have to hold the positions of small limbs precisely. No expert action
+    is known.
     `--faithful` is the arrangement of the document that this script started from: one latent for a stack of K frames,
     an encoder trained by reconstruction alone and not pretrained.
  6. Reconstruction errors are divided by how much a pixel varies, since a foot's few pixels matter as much as a torso.
@@ -198,7 +199,7 @@ class Args:
     """frames that policy and discriminator see at once (K)"""
     image_size: int = 56
     """height of a frame in pixels; it is 12 wide for 7 high, rounded to 8"""
-    latent_dim: int = 32
+    latent_dim: int = 64
     """numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful"""
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""

@@ -488,7 +488,15 @@ def test_miniature_run_moves_all_networks_and_writes_its_files(tmp_path):
         assert not torch.equal(saved["autoencoder"][name], value), f"autoencoder.{name} did not move"
     rows = list(csv.DictReader(open(run / "metrics.csv", newline="")))
     assert [int(row["global_step"]) for row in rows] == [600, 800, 1000, 1000]
-    for name in ("ae/recon_heldout", "ae/probe_r2", "ae/prediction", "disc/loss", "time/autoencoder", "eval/latent_distance"):
+    names = (
+        "ae/recon_heldout",
+        "ae/probe_r2",
+        "ae/prediction",
+        "disc/loss",
+        "time/autoencoder",
+        "eval/latent_distance",
+    )
+    for name in names:
         assert any(row[name] for row in rows), name
 
 
