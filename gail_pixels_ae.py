@@ -18,10 +18,10 @@ What it does besides, and why:
  2. One latent a frame, so that each frame is encoded once. D sees the newest latent and the K - 1 *steps* between
     consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds them
     late if it has to do the subtraction itself.
- 3. The policy does not see that, but what a predictor (a forward model, trained on the policy's own rollouts) makes of
-    it and of the policy's last K - 1 actions, which a robot knows: the newest latent and the latest step, as they will
-    be two frames from now if nothing is done. Limbs of a few pixels are seen only roughly, and this noise is what
-    limits a policy on latents; it cannot be predicted, so predictions are free of it, and half as many numbers.
+ 3. The policy does not see that, but what comes of it: a predictor (a forward model, trained on the policy's own
+    rollouts) says from it and from the policy's last K - 1 actions, which a robot knows, what the newest latent and the
+    latest step will be two frames from now if nothing is done. PPO learns a good deal faster from where the body is
+    going than from where it is, with pixels, with positions and with states alike (benchmark/results/vision_noise.csv).
  4. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
     end with the one that action t led to. No window looks ahead or spans two episodes.
  5. The encoder is pretrained, then trained on a little after every rollout, and the expert is encoded anew each time.
@@ -726,8 +726,8 @@ def update_autoencoder(
 
 
 def latent_steps(latents: Tensor) -> Tensor:
-    """Latents of K frames (..., K, Z), oldest first -> what policy and D see (..., K * Z): the K - 1 steps between
-    consecutive latents, then the newest."""
+    """Latents of K frames (..., K, Z), oldest first -> what is seen (..., K * Z): the K - 1 steps between consecutive
+    latents, then the newest."""
     return torch.cat([latents.diff(dim=-2), latents[..., -1:, :]], dim=-2).flatten(-2)
 
 
@@ -740,8 +740,7 @@ def look_at_expert(autoencoder: Autoencoder, views: Tensor, windows: Tensor) -> 
 
 
 class Predictor(nn.Module):
-    """Forward model of what the policy will see LOOK_AHEAD steps from now, if it takes these actions. What the frames
-    show by chance (a foot between two pixels) cannot be foreseen, so a prediction is a sight without that noise."""
+    """Forward model: what will be seen LOOK_AHEAD steps from now, if these actions are taken."""
 
     def __init__(self, latent_dim: int, frame_stack: int, action_dim: int, generator: Generator):
         super().__init__()
