@@ -144,7 +144,7 @@ class Args:
     learning_rate: float = 2e-3
     """Adam step size of policy and value"""
     anneal_lr: bool = True
-    """let that step size fall linearly to zero over the run"""
+    """let the step sizes of policy, value, autoencoder and predictor fall linearly to zero over the run"""
     gamma: float = 0.97
     """discount factor"""
     gae_lambda: float = 0.9
@@ -1492,12 +1492,17 @@ def train(args: Args) -> dict:
     num_iterations = (args.total_timesteps - pretraining) // batch_size
     recent, warned, evaluations = deque(maxlen=20), set(), progress["evaluations"]
     first_step, last_step = (pretraining + n * batch_size for n in (progress["iteration"], num_iterations))
+    # All that the policy sees comes to rest along with it: eyes that go on changing cost it its last tenth.
+    annealed = [*optimizer.param_groups, *ae_optimizer.param_groups]
+    annealed += predictor_optimizer.param_groups if predictor else []
+    for group in annealed:
+        group.setdefault("initial_lr", group["lr"])
     bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=None)
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
         if args.anneal_lr:
-            for group in optimizer.param_groups:
+            for group in annealed:
                 group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
 
         rollout, film = collector.rollout(agent, statistics, args.num_steps, generator)

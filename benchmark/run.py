@@ -62,9 +62,9 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
     ],
     "pixels": [
-        ("policy on latents, 1M", "gail_pixels_ae.py", ["--total-timesteps", "1000000"], THREE),
-        ("policy on the state, 1M", "gail_pixels_ae.py", STATE_POLICY, THREE),
         ("policy on latents, 3M", "gail_pixels_ae.py", [], THREE),
+        ("policy on the state, 1M", "gail_pixels_ae.py", STATE_POLICY, THREE),
+        ("policy on latents, 1M", "gail_pixels_ae.py", ["--total-timesteps", "1000000"], THREE),
         ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env"], THREE),
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful", "--total-timesteps", "1000000"], THREE),
     ],
