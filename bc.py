@@ -73,74 +73,47 @@ WIDE_LEVEL, WIDE = "stochastic-one", 4096  # the cell that --study-wide adds
 
 @dataclass
 class Args:
-    exp_name: str = "bc"
-    """name of the experiment, the first part of the run's name"""
+    exp_name: str = "bc"  # name of the experiment, the first part of the run's name
     seed: int = 1
     """seed of everything random: network, minibatches, choice and split of demonstrations, evaluation episodes"""
-    env_id: str = "HalfCheetah-v4"
-    """environment id; must be the one the demonstrations come from"""
-    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
-    """demonstration set (.npz, see data/README.md)"""
-    num_demos: int = 0
-    """use this many demonstrated episodes, drawn by the seed (0: all)"""
-    output_dir: str = "runs"
-    """folder that receives the run's folder"""
+    env_id: str = "HalfCheetah-v4"  # environment id; must be the one the demonstrations come from
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (.npz, see data/README.md)
+    num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
+    output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""
     """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>; for --study: <exp-name>_study)"""
-    resume: str = ""
-    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
-    evaluate: str = ""
-    """policy.pt to evaluate instead of training"""
+    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    evaluate: str = ""  # policy.pt to evaluate instead of training
     compare_with: str = ""
     """policy.pt, of any script of this project, whose cumulative returns are drawn beside this policy's"""
     eval_interval: int = 250
     """gradient steps between evaluations (20 episodes with the mean action), each followed by a checkpoint"""
-    eval_episodes: int = 200
-    """episodes of the final evaluation"""
-    capture_video: bool = False
-    """write a GIF of one episode at the end"""
-    track: bool = False
-    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
-    wandb_project_name: str = "gail"
-    """Weights & Biases project"""
-    wandb_entity: str = ""
-    """Weights & Biases team (default: yours)"""
-    cuda: bool = False
-    """train the network on the GPU; worth it for --hidden-size 1024 and more"""
-    threads: int = 0
-    """threads that step the physics (0: one a core); results do not depend on it"""
+    eval_episodes: int = 200  # episodes of the final evaluation
+    capture_video: bool = False  # write a GIF of one episode at the end
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    wandb_entity: str = ""  # Weights & Biases team (default: yours)
+    cuda: bool = False  # train the network on the GPU; worth it for --hidden-size 1024 and more
+    threads: int = 0  # threads that step the physics (0: one a core); results do not depend on it
 
     loss: Literal["mse", "nll"] = "mse"
     """mean squared error of a deterministic policy, or negative log-likelihood of a Gaussian one"""
-    gradient_steps: int = 4000
-    """minibatch steps of the whole run"""
-    batch_size: int = 256
-    """(state, action) pairs in a minibatch"""
-    learning_rate: float = 2e-3
-    """Adam step size"""
-    anneal_lr: bool = True
-    """let the step size fall linearly to zero over the run"""
-    weight_decay: float = 0.0
-    """decoupled weight decay (AdamW)"""
-    hidden_size: int = 256
-    """width of the hidden layers"""
-    hidden_layers: int = 2
-    """number of hidden layers"""
-    polyak: float = 0.99
-    """share of itself that the slow policy keeps at each gradient step"""
-    val_fraction: float = 0.1
-    """share of the demonstrated episodes held out for validation (0: none)"""
+    gradient_steps: int = 4000  # minibatch steps of the whole run
+    batch_size: int = 256  # (state, action) pairs in a minibatch
+    learning_rate: float = 2e-3  # Adam step size
+    anneal_lr: bool = True  # let the step size fall linearly to zero over the run
+    weight_decay: float = 0.0  # decoupled weight decay (AdamW)
+    hidden_size: int = 256  # width of the hidden layers
+    hidden_layers: int = 2  # number of hidden layers
+    polyak: float = 0.99  # share of itself that the slow policy keeps at each gradient step
+    val_fraction: float = 0.1  # share of the demonstrated episodes held out for validation (0: none)
 
     study: bool = False
     """train on each of the five sets beside --demos, at each width, with each seed, and tabulate the returns"""
-    study_widths: tuple[int, ...] = (16, 64, 256, 1024)
-    """hidden sizes of the study"""
-    study_seeds: int = 3
-    """seeds of the study, from --seed on"""
-    study_wide: bool = False
-    """add width 4096 on stochastic-one, one seed"""
-    study_workers: int = 0
-    """runs of the study side by side, one thread each (0: one a core)"""
+    study_widths: tuple[int, ...] = (16, 64, 256, 1024)  # hidden sizes of the study
+    study_seeds: int = 3  # seeds of the study, from --seed on
+    study_wide: bool = False  # add width 4096 on stochastic-one, one seed
+    study_workers: int = 0  # runs of the study side by side, one thread each (0: one a core)
 
 
 class UserError(Exception):

@@ -71,71 +71,43 @@ NOISE_LEVELS |= {"stochastic-two": 2.0}  # multiples of the policy's own standar
 class Train:
     """Train the expert, evaluate it and record the five demonstration sets."""
 
-    exp_name: str = "collect_expert_sac"
-    """name of the experiment, the first part of the run's name"""
-    seed: int = 1
-    """seed of everything random: networks, environments, minibatches"""
-    env_id: str = "HalfCheetah-v4"
-    """environment id"""
-    max_episode_steps: int = 100
-    """episodes are cut here, in training as in the sets (0: the environment's own limit)"""
-    output_dir: str = "runs"
-    """folder that receives the run's folder"""
-    run_name: str = ""
-    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
-    resume: str = ""
-    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
-    eval_interval: int = 50_000
-    """env steps between evaluations (20 episodes with the mean action)"""
+    exp_name: str = "collect_expert_sac"  # name of the experiment, the first part of the run's name
+    seed: int = 1  # seed of everything random: networks, environments, minibatches
+    env_id: str = "HalfCheetah-v4"  # environment id
+    max_episode_steps: int = 100  # episodes are cut here, in training as in the sets (0: the environment's own limit)
+    output_dir: str = "runs"  # folder that receives the run's folder
+    run_name: str = ""  # name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
     checkpoint_interval: int = 200_000
     """env steps between checkpoints (each holds the replay buffer: about 164 MB for a million steps)"""
-    track: bool = False
-    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
-    wandb_project_name: str = "gail"
-    """Weights & Biases project"""
-    wandb_entity: str = ""
-    """Weights & Biases team (default: yours)"""
-    cuda: bool = False
-    """run the networks on the GPU"""
-    threads: int = 0
-    """threads that step the physics and multiply matrices (0: one a core)"""
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    wandb_entity: str = ""  # Weights & Biases team (default: yours)
+    cuda: bool = False  # run the networks on the GPU
+    threads: int = 0  # threads that step the physics and multiply matrices (0: one a core)
 
-    total_timesteps: int = 5_000_000
-    """environment steps of the whole run"""
-    num_envs: int = 32
-    """parallel environments (N)"""
-    updates_per_step: float = 0.125
-    """gradient updates per environment step"""
-    learning_starts: int = 20_000
-    """env steps with uniformly random actions before the first update"""
-    buffer_size: int = 1_000_000
-    """transitions that the replay buffer holds"""
-    batch_size: int = 128
-    """transitions in a minibatch"""
-    hidden_size: int = 256
-    """width of the two hidden layers of actor and critics"""
-    learning_rate: float = 1e-3
-    """Adam step size of actor, critics and temperature"""
-    anneal_lr: bool = True
-    """let that step size fall linearly to zero over the run"""
-    gamma: float = 0.97
-    """discount factor"""
-    tau: float = 0.005
-    """how far the target critics move towards the critics at each update"""
+    total_timesteps: int = 5_000_000  # environment steps of the whole run
+    num_envs: int = 32  # parallel environments (N)
+    updates_per_step: float = 0.125  # gradient updates per environment step
+    learning_starts: int = 20_000  # env steps with uniformly random actions before the first update
+    buffer_size: int = 1_000_000  # transitions that the replay buffer holds
+    batch_size: int = 128  # transitions in a minibatch
+    hidden_size: int = 256  # width of the two hidden layers of actor and critics
+    learning_rate: float = 1e-3  # Adam step size of actor, critics and temperature
+    anneal_lr: bool = True  # let that step size fall linearly to zero over the run
+    gamma: float = 0.97  # discount factor
+    tau: float = 0.005  # how far the target critics move towards the critics at each update
 
 
 @dataclass
 class Collect:
     """Record the five demonstration sets from a saved expert."""
 
-    expert: str = "data/expert.pt"
-    """policy.pt of an expert that `train` saved"""
-    output_dir: str = "data"
-    """folder that receives the five .npz files"""
-    episodes: int = 50
-    """episodes in each set"""
-    seed: int = 1
-    """seed of the episodes; each set has environments and noise of its own"""
+    expert: str = "data/expert.pt"  # policy.pt of an expert that `train` saved
+    output_dir: str = "data"  # folder that receives the five .npz files
+    episodes: int = 50  # episodes in each set
+    seed: int = 1  # seed of the episodes; each set has environments and noise of its own
 
 
 @dataclass
@@ -144,8 +116,7 @@ class Inspect:
 
     demos: str
     """demonstration set (.npz)"""
-    figure: str = "demos.png"
-    """file for the figure"""
+    figure: str = "demos.png"  # file for the figure
 
 
 @dataclass

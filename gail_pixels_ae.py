@@ -98,124 +98,77 @@ REST_OF_AE_LR = 0.2  # what is left of the autoencoder's step size after its pre
 
 @dataclass
 class Args:
-    exp_name: str = "gail_pixels_ae"
-    """name of the experiment, the first part of the run's name"""
-    seed: int = 1
-    """seed of everything random: networks, environments, minibatches, choice of demonstrations"""
-    env_id: str = "HalfCheetah-v4"
-    """environment id; frames are made for this one alone"""
-    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
-    """demonstration set (.npz, see data/README.md)"""
-    num_demos: int = 0
-    """use this many demonstrated episodes, drawn by the seed (0: all)"""
-    output_dir: str = "runs"
-    """folder that receives the run's folder"""
-    run_name: str = ""
-    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
-    resume: str = ""
-    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
-    evaluate: str = ""
-    """policy.pt to evaluate instead of training"""
-    eval_interval: int = 50_000
-    """env steps between evaluations (20 episodes with the mean action)"""
-    eval_episodes: int = 100
-    """episodes of the final evaluation, with the mean action and again with sampled ones"""
-    checkpoint_interval: int = 100_000
-    """env steps between checkpoints"""
-    capture_video: bool = True
-    """write a GIF of the policy beside the expert at the end"""
-    track: bool = False
-    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
-    wandb_project_name: str = "gail"
-    """Weights & Biases project"""
-    wandb_entity: str = ""
-    """Weights & Biases team (default: yours)"""
-    cuda: bool = False
-    """run the networks on the GPU; frames are kept there as uint8"""
-    threads: int = 0
-    """threads that step the physics, render and run the networks (0: one a core)"""
+    exp_name: str = "gail_pixels_ae"  # name of the experiment, the first part of the run's name
+    seed: int = 1  # seed of everything random: networks, environments, minibatches, choice of demonstrations
+    env_id: str = "HalfCheetah-v4"  # environment id; frames are made for this one alone
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (.npz, see data/README.md)
+    num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
+    output_dir: str = "runs"  # folder that receives the run's folder
+    run_name: str = ""  # name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    evaluate: str = ""  # policy.pt to evaluate instead of training
+    eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
+    eval_episodes: int = 100  # episodes of the final evaluation, with the mean action and again with sampled ones
+    checkpoint_interval: int = 100_000  # env steps between checkpoints
+    capture_video: bool = True  # write a GIF of the policy beside the expert at the end
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    wandb_entity: str = ""  # Weights & Biases team (default: yours)
+    cuda: bool = False  # run the networks on the GPU; frames are kept there as uint8
+    threads: int = 0  # threads that step the physics, render and run the networks (0: one a core)
 
     total_timesteps: int = 3_000_000
     """environment steps of the whole run; each is one frame, those of pretraining included"""
-    num_envs: int = 64
-    """parallel environments (N)"""
-    num_steps: int = 100
-    """steps per environment and rollout (T)"""
-    learning_rate: float = 2e-3
-    """Adam step size of policy and value"""
+    num_envs: int = 64  # parallel environments (N)
+    num_steps: int = 100  # steps per environment and rollout (T)
+    learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True
     """let the step sizes of policy, value, autoencoder and predictor fall linearly to zero over the run"""
-    gamma: float = 0.97
-    """discount factor"""
-    gae_lambda: float = 0.9
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 8
-    """minibatches per epoch of the PPO update"""
-    update_epochs: int = 8
-    """epochs of the PPO update over each rollout"""
-    norm_adv: bool = True
-    """normalize advantages in each minibatch"""
-    clip_coef: float = 0.2
-    """clipping of the probability ratio"""
-    clip_vloss: bool = False
-    """clip the value's change as well"""
-    ent_coef: float = 0.0
-    """weight of the policy's entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """gradient norm at which PPO's gradients are cut"""
-    target_kl: float = 0.0
-    """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
-    hidden_size: int = 128
-    """width of the two hidden layers of policy and value"""
+    gamma: float = 0.97  # discount factor
+    gae_lambda: float = 0.9  # lambda of generalized advantage estimation
+    num_minibatches: int = 8  # minibatches per epoch of the PPO update
+    update_epochs: int = 8  # epochs of the PPO update over each rollout
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.2  # clipping of the probability ratio
+    clip_vloss: bool = False  # clip the value's change as well
+    ent_coef: float = 0.0  # weight of the policy's entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
+    target_kl: float = 0.0  # leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)
+    hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     reward_source: Literal["gail", "env"] = "gail"
     """what PPO maximizes: the discriminator's reward, or the environment's (is what the policy sees enough?)"""
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
-    normalize_reward: bool = True
-    """divide the reward by its running standard deviation and subtract its running mean"""
-    center_reward: bool = True
-    """subtract the mean when normalizing; turn off where episodes can end early"""
+    normalize_reward: bool = True  # divide the reward by its running standard deviation and subtract its running mean
+    center_reward: bool = True  # subtract the mean when normalizing; turn off where episodes can end early
 
     disc_loss: Literal["bce", "wgan"] = "bce"
     """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
-    disc_learning_rate: float = 1e-3
-    """Adam step size of the discriminator"""
-    disc_steps: int = 20
-    """minibatch steps of the discriminator per rollout"""
-    disc_batch_size: int = 512
-    """expert windows of K frames, and as many of the policy's, in a discriminator minibatch"""
-    disc_hidden_size: int = 128
-    """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 0.1
-    """weight of the discriminator's gradient penalty"""
-    disc_ent_coef: float = 0.0
-    """weight of the entropy bonus on the discriminator's output"""
-    spectral_norm: bool = False
-    """spectral normalization of the discriminator's layers"""
+    disc_learning_rate: float = 1e-3  # Adam step size of the discriminator
+    disc_steps: int = 20  # minibatch steps of the discriminator per rollout
+    disc_batch_size: int = 512  # expert windows of K frames, and as many of the policy's, in a discriminator minibatch
+    disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
+    grad_penalty_coef: float = 0.1  # weight of the discriminator's gradient penalty
+    disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
+    spectral_norm: bool = False  # spectral normalization of the discriminator's layers
 
-    frame_stack: int = 4
-    """frames that policy and discriminator see at once (K)"""
-    image_size: int = 56
-    """height of a frame in pixels; it is 12 wide for 7 high, rounded to 8"""
-    latent_dim: int = 64
-    """numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful"""
+    frame_stack: int = 4  # frames that policy and discriminator see at once (K)
+    image_size: int = 56  # height of a frame in pixels; it is 12 wide for 7 high, rounded to 8
+    latent_dim: int = 64  # numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""
     faithful: bool = False
     """one latent a stack, encoder trained by reconstruction alone, no pretraining: the document's arrangement"""
     pretrain_steps: int = 2_000
     """autoencoder steps before the policy's first update, on a rollout of the untrained policy"""
-    ae_steps: int = 24
-    """autoencoder steps after each rollout (0: frozen after the pretraining)"""
+    ae_steps: int = 24  # autoencoder steps after each rollout (0: frozen after the pretraining)
     inverse_coef: float = 0.1
     """weight of the inverse model's loss: K latents must tell the policy's own last action (0: reconstruction alone)"""
     predictor_steps: int = 60
     """minibatch steps of the predictor per rollout (0: the policy sees the latents themselves, not what comes next)"""
-    ae_batch_size: int = 128
-    """frames in an autoencoder minibatch, half the expert's and half the policy's"""
+    ae_batch_size: int = 128  # frames in an autoencoder minibatch, half the expert's and half the policy's
     ae_learning_rate: float = 1e-3
     """Adam step size of the autoencoder; falls to a fifth over the second half of the pretraining"""
 

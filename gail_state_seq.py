@@ -69,84 +69,46 @@ OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP
 
 @dataclass
 class Args:
-    exp_name: str = "gail_state_seq"
-    """name of the experiment, the first part of the run's name"""
-    seed: int = 1
-    """seed of everything random: networks, environments, minibatches, choice of demonstrations"""
-    env_id: str = "HalfCheetah-v4"
-    """environment id; must be the one the demonstrations come from"""
-    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"
-    """demonstration set (.npz, see data/README.md)"""
-    num_demos: int = 0
-    """use this many demonstrated episodes, drawn by the seed (0: all)"""
-    output_dir: str = "runs"
-    """folder that receives the run's folder"""
-    run_name: str = ""
-    """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)"""
-    resume: str = ""
-    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
-    evaluate: str = ""
-    """policy.pt to evaluate instead of training"""
-    eval_interval: int = 50_000
-    """env steps between evaluations (20 episodes with the mean action)"""
-    eval_episodes: int = 100
-    """episodes of the final evaluation, with the mean action and again with sampled ones"""
-    checkpoint_interval: int = 100_000
-    """env steps between checkpoints"""
-    capture_video: bool = False
-    """write a GIF of one episode at the end"""
-    track: bool = False
-    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
-    wandb_project_name: str = "gail"
-    """Weights & Biases project"""
-    wandb_entity: str = ""
-    """Weights & Biases team (default: yours)"""
-    cuda: bool = False
-    """run the networks on the GPU; for networks this small the CPU is faster"""
-    threads: int = 0
-    """threads that step the physics (0: one a core); results do not depend on it"""
+    exp_name: str = "gail_state_seq"  # name of the experiment, the first part of the run's name
+    seed: int = 1  # seed of everything random: networks, environments, minibatches, choice of demonstrations
+    env_id: str = "HalfCheetah-v4"  # environment id; must be the one the demonstrations come from
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (.npz, see data/README.md)
+    num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
+    output_dir: str = "runs"  # folder that receives the run's folder
+    run_name: str = ""  # name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    evaluate: str = ""  # policy.pt to evaluate instead of training
+    eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
+    eval_episodes: int = 100  # episodes of the final evaluation, with the mean action and again with sampled ones
+    checkpoint_interval: int = 100_000  # env steps between checkpoints
+    capture_video: bool = False  # write a GIF of one episode at the end
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    wandb_entity: str = ""  # Weights & Biases team (default: yours)
+    cuda: bool = False  # run the networks on the GPU; for networks this small the CPU is faster
+    threads: int = 0  # threads that step the physics (0: one a core); results do not depend on it
 
-    total_timesteps: int = 1_000_000
-    """environment steps of the whole run"""
-    num_envs: int = 64
-    """parallel environments (N)"""
-    num_steps: int = 100
-    """steps per environment and rollout (T)"""
-    learning_rate: float = 2e-3
-    """Adam step size of policy and value"""
-    anneal_lr: bool = True
-    """let that step size fall linearly to zero over the run"""
-    gamma: float = 0.97
-    """discount factor"""
-    gae_lambda: float = 0.9
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 8
-    """minibatches per epoch of the PPO update"""
-    update_epochs: int = 8
-    """epochs of the PPO update over each rollout"""
-    norm_adv: bool = True
-    """normalize advantages in each minibatch"""
-    clip_coef: float = 0.2
-    """clipping of the probability ratio"""
-    clip_vloss: bool = False
-    """clip the value's change as well"""
-    ent_coef: float = 0.0
-    """weight of the policy's entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """gradient norm at which PPO's gradients are cut"""
-    target_kl: float = 0.0
-    """leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)"""
-    hidden_size: int = 128
-    """width of the two hidden layers of policy and value"""
+    total_timesteps: int = 1_000_000  # environment steps of the whole run
+    num_envs: int = 64  # parallel environments (N)
+    num_steps: int = 100  # steps per environment and rollout (T)
+    learning_rate: float = 2e-3  # Adam step size of policy and value
+    anneal_lr: bool = True  # let that step size fall linearly to zero over the run
+    gamma: float = 0.97  # discount factor
+    gae_lambda: float = 0.9  # lambda of generalized advantage estimation
+    num_minibatches: int = 8  # minibatches per epoch of the PPO update
+    update_epochs: int = 8  # epochs of the PPO update over each rollout
+    norm_adv: bool = True  # normalize advantages in each minibatch
+    clip_coef: float = 0.2  # clipping of the probability ratio
+    clip_vloss: bool = False  # clip the value's change as well
+    ent_coef: float = 0.0  # weight of the policy's entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
+    target_kl: float = 0.0  # leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)
+    hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    seq_len: int = 2
-    """states in the discriminator's window (N)"""
-    discriminator: Literal["mlp", "transformer"] = "mlp"
-    """network that reads the window"""
-    use_actions: bool = False
-    """show the discriminator the action that led to each state as well"""
+    seq_len: int = 2  # states in the discriminator's window (N)
+    discriminator: Literal["mlp", "transformer"] = "mlp"  # network that reads the window
+    use_actions: bool = False  # show the discriminator the action that led to each state as well
     look_ahead: bool = False
     """EXPERIMENT: reward step t by the N states that follow it, the variant that breaks credit assignment"""
 
@@ -154,25 +116,17 @@ class Args:
     """what PPO maximizes: the discriminator's reward, the environment's, or the sum of both, each normalized"""
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
-    normalize_reward: bool = True
-    """divide the reward by its running standard deviation and subtract its running mean"""
-    center_reward: bool = True
-    """subtract the mean when normalizing; turn off where episodes can end early"""
+    normalize_reward: bool = True  # divide the reward by its running standard deviation and subtract its running mean
+    center_reward: bool = True  # subtract the mean when normalizing; turn off where episodes can end early
 
     disc_loss: Literal["bce", "wgan"] = "bce"
     """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
-    disc_learning_rate: float = 1e-3
-    """Adam step size of the discriminator"""
-    disc_steps: int = 20
-    """minibatch steps of the discriminator per rollout"""
-    disc_batch_size: int = 512
-    """expert transitions, and as many of the policy's, in a discriminator minibatch"""
-    disc_hidden_size: int = 128
-    """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 0.03
-    """weight of the discriminator's gradient penalty"""
-    disc_ent_coef: float = 0.0
-    """weight of the entropy bonus on the discriminator's output"""
+    disc_learning_rate: float = 1e-3  # Adam step size of the discriminator
+    disc_steps: int = 20  # minibatch steps of the discriminator per rollout
+    disc_batch_size: int = 512  # expert transitions, and as many of the policy's, in a discriminator minibatch
+    disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
+    grad_penalty_coef: float = 0.03  # weight of the discriminator's gradient penalty
+    disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
 
 
 class UserError(Exception):

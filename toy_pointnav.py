@@ -89,98 +89,57 @@ FISHER_STRIDE = 4  # TRPO's Fisher matrix is estimated on every fourth state; it
 
 @dataclass
 class Args:
-    exp_name: str = "toy_pointnav"
-    """name of the experiment, the first part of the run's name"""
-    seed: int = 1
-    """seed of everything random: networks, worlds, minibatches, the expert's episodes"""
-    output_dir: str = "runs"
-    """folder that receives the run's folder"""
-    run_name: str = ""
-    """name of the run's folder (default: <exp-name>__PointNav__<seed>__<time>)"""
-    resume: str = ""
-    """checkpoint.pt of a run to go on with; settings come from it, so give no other flag"""
-    evaluate: str = ""
-    """policy.pt to evaluate instead of training"""
+    exp_name: str = "toy_pointnav"  # name of the experiment, the first part of the run's name
+    seed: int = 1  # seed of everything random: networks, worlds, minibatches, the expert's episodes
+    output_dir: str = "runs"  # folder that receives the run's folder
+    run_name: str = ""  # name of the run's folder (default: <exp-name>__PointNav__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    evaluate: str = ""  # policy.pt to evaluate instead of training
     eval_interval: int = 10_000
     """env steps between evaluations (500 episodes with the mean action: the likeliest move or mean velocity)"""
-    eval_episodes: int = 5000
-    """episodes of the final evaluation of expert and policy, from the same starts"""
-    checkpoint_interval: int = 50_000
-    """env steps between checkpoints"""
-    track: bool = False
-    """log to Weights & Biases as well (WANDB_MODE=offline works without an account)"""
-    wandb_project_name: str = "gail"
-    """Weights & Biases project"""
-    wandb_entity: str = ""
-    """Weights & Biases team (default: yours)"""
+    eval_episodes: int = 5000  # episodes of the final evaluation of expert and policy, from the same starts
+    checkpoint_interval: int = 50_000  # env steps between checkpoints
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    wandb_entity: str = ""  # Weights & Biases team (default: yours)
 
-    continuous: bool = False
-    """a 2-D velocity instead of five moves, a Gaussian policy, and an expert of its own"""
-    noise_std: float = 0.0
-    """standard deviation of the noise that the world adds to each move"""
-    expert_episodes: int = 300
-    """episodes that the expert demonstrates"""
+    continuous: bool = False  # a 2-D velocity instead of five moves, a Gaussian policy, and an expert of its own
+    noise_std: float = 0.0  # standard deviation of the noise that the world adds to each move
+    expert_episodes: int = 300  # episodes that the expert demonstrates
 
-    algorithm: Literal["ppo", "trpo"] = "ppo"
-    """how the policy is updated"""
-    total_timesteps: int = 150_000
-    """environment steps of the whole run"""
-    num_envs: int = 128
-    """parallel worlds (N)"""
-    num_steps: int = 32
-    """steps per world and rollout (T)"""
-    learning_rate: float = 3e-3
-    """Adam step size of policy and value (ppo)"""
-    anneal_lr: bool = True
-    """let that step size fall linearly to zero over the run"""
-    gamma: float = 0.9
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 2
-    """minibatches per epoch of the PPO update"""
-    update_epochs: int = 8
-    """epochs of the PPO update over each rollout"""
-    norm_adv: bool = True
-    """normalize advantages (ppo: in each minibatch; trpo: over the rollout)"""
-    clip_coef: float = 0.2
-    """clipping of PPO's probability ratio"""
-    ent_coef: float = 0.0
-    """weight of the policy's entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss (ppo)"""
-    max_grad_norm: float = 1.0
-    """gradient norm at which PPO's gradients are cut"""
-    hidden_size: int = 64
-    """width of the hidden layers of policy and value"""
+    algorithm: Literal["ppo", "trpo"] = "ppo"  # how the policy is updated
+    total_timesteps: int = 150_000  # environment steps of the whole run
+    num_envs: int = 128  # parallel worlds (N)
+    num_steps: int = 32  # steps per world and rollout (T)
+    learning_rate: float = 3e-3  # Adam step size of policy and value (ppo)
+    anneal_lr: bool = True  # let that step size fall linearly to zero over the run
+    gamma: float = 0.9  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 2  # minibatches per epoch of the PPO update
+    update_epochs: int = 8  # epochs of the PPO update over each rollout
+    norm_adv: bool = True  # normalize advantages (ppo: in each minibatch; trpo: over the rollout)
+    clip_coef: float = 0.2  # clipping of PPO's probability ratio
+    ent_coef: float = 0.0  # weight of the policy's entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss (ppo)
+    max_grad_norm: float = 1.0  # gradient norm at which PPO's gradients are cut
+    hidden_size: int = 64  # width of the hidden layers of policy and value
 
-    max_kl: float = 0.01
-    """TRPO: bound on the mean KL divergence from the old policy to the new one"""
-    cg_iterations: int = 10
-    """TRPO: conjugate gradient iterations"""
-    cg_damping: float = 0.01
-    """TRPO: this much of the identity is added to the Fisher matrix"""
-    value_steps: int = 20
-    """TRPO: Adam steps of the value function per rollout"""
-    value_learning_rate: float = 3e-3
-    """TRPO: their step size"""
+    max_kl: float = 0.01  # TRPO: bound on the mean KL divergence from the old policy to the new one
+    cg_iterations: int = 10  # TRPO: conjugate gradient iterations
+    cg_damping: float = 0.01  # TRPO: this much of the identity is added to the Fisher matrix
+    value_steps: int = 20  # TRPO: Adam steps of the value function per rollout
+    value_learning_rate: float = 3e-3  # TRPO: their step size
 
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "logsigmoid"
     """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
     normalize_reward: bool = False
     """divide the reward by its running standard deviation (its mean stays: see the top of the file)"""
-    disc_learning_rate: float = 3e-3
-    """Adam step size of the discriminator"""
-    disc_steps: int = 20
-    """minibatch steps of the discriminator per rollout"""
-    disc_batch_size: int = 256
-    """expert pairs, and as many of the policy's, in a discriminator minibatch"""
-    disc_hidden_size: int = 128
-    """width of the two hidden layers of the discriminator"""
-    grad_penalty_coef: float = 0.0
-    """weight of the discriminator's gradient penalty"""
-    disc_ent_coef: float = 0.0
-    """weight of the entropy bonus on the discriminator's output"""
+    disc_learning_rate: float = 3e-3  # Adam step size of the discriminator
+    disc_steps: int = 20  # minibatch steps of the discriminator per rollout
+    disc_batch_size: int = 256  # expert pairs, and as many of the policy's, in a discriminator minibatch
+    disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
+    grad_penalty_coef: float = 0.0  # weight of the discriminator's gradient penalty
+    disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
     fresh_disc_steps: int = 500
     """minibatch steps of the new discriminators that judge the policy before and after the training"""
 
