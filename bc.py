@@ -38,6 +38,7 @@ import copy
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -45,6 +46,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import typing
 from dataclasses import dataclass
@@ -579,11 +581,16 @@ def compare_policies(
 
 def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
@@ -644,6 +651,7 @@ class MetricsLogger:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
+            self.file.flush()
         if args.track:
             import wandb
 
@@ -660,7 +668,7 @@ class MetricsLogger:
         self.writer.writerow(row)
         self.file.flush()
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
@@ -833,6 +841,7 @@ def train(args: Args, quiet: bool = False) -> dict:
         return log | {"eval/vs_expert": returns.mean() / expert_mean}
 
     bar = tqdm(total=args.gradient_steps, initial=progress["step"], unit="step", disable=True if quiet else None)
+    ctrl_c = threading.Event() if quiet else watch_ctrl_c()  # the study answers Ctrl-C itself
     for first in range(progress["step"], args.gradient_steps, args.eval_interval):
         last = min(first + args.eval_interval, args.gradient_steps)
         clock = time.perf_counter()
@@ -849,6 +858,8 @@ def train(args: Args, quiet: bool = False) -> dict:
         logger.write(row)
         bar.update(last - first)
         save_checkpoint(run_dir / "checkpoint.pt", "bc", args, parts, progress)
+        if ctrl_c.is_set():
+            leave(last, run_dir)
     bar.close()
 
     final, final_slow, seconds = export(model), export(slow), progress["seconds"]
@@ -1088,14 +1099,48 @@ def plot_study(folder: Path, rows: list[dict]) -> None:
         figure.savefig(folder / name, dpi=120)
 
 
-def main(argv: list[str]) -> None:
-    """Command line in, exit code out: 2 after a user's mistake."""
+def watch_ctrl_c() -> threading.Event:
+    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
+    leave; the second one interrupts at once."""
+    pressed = threading.Event()
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    return pressed
+
+
+def leave(step: int, run_dir: Path) -> None:
+    """Answer Ctrl-C once a checkpoint is saved."""
+    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
+
+
+def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
+    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
+    after Ctrl-C."""
     try:
-        args = parse_args(argv, Args)
-        study(args) if args.study else evaluate_saved(args) if args.evaluate else train(args)
+        return command(parse_args(argv, args_type))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence, code = f"error: {error}", 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
+        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+    except KeyboardInterrupt as interrupt:
+        sentence, code = str(interrupt) or "interrupted", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    run_command(
+        argv, Args, lambda args: study(args) if args.study else evaluate_saved(args) if args.evaluate else train(args)
+    )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,14 @@ import copy
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 import typing
 from collections import deque
@@ -718,11 +721,16 @@ def inspect(args: Inspect) -> None:
 
 def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
@@ -783,6 +791,7 @@ class MetricsLogger:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
+            self.file.flush()
         if args.track:
             import wandb
 
@@ -799,7 +808,7 @@ class MetricsLogger:
         self.writer.writerow(row)
         self.file.flush()
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
@@ -885,6 +894,7 @@ def train(args: Train) -> dict:
 
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
     clock, log, last_row = time.perf_counter(), [], step
+    ctrl_c = watch_ctrl_c()
     while step < args.total_timesteps:
         # Act: uniformly at first, then by the policy.
         noise = torch.randn((args.num_envs, envs.action_dim), generator=generator).to(device)
@@ -935,8 +945,10 @@ def train(args: Train) -> dict:
                 bar.set_postfix_str(f"return {returns.mean():.0f}")
             stop_if_not_finite(row, step, run_dir)
             logger.write(row)
-            if crossed(step, since_last_row, args.checkpoint_interval):
+            if crossed(step, since_last_row, args.checkpoint_interval) or ctrl_c.is_set():
                 checkpoint()
+            if ctrl_c.is_set():
+                leave(step, run_dir)
             clock = time.perf_counter()
         bar.update(args.num_envs)
     bar.close()
@@ -981,14 +993,46 @@ def collect(args: Collect) -> None:
 COMMANDS = {Train: train, Collect: collect, Inspect: inspect, Convert: convert}
 
 
-def main(argv: list[str]) -> None:
-    """Command line in, exit code out: 2 after a user's mistake."""
+def watch_ctrl_c() -> threading.Event:
+    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
+    leave; the second one interrupts at once."""
+    pressed = threading.Event()
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    return pressed
+
+
+def leave(step: int, run_dir: Path) -> None:
+    """Answer Ctrl-C once a checkpoint is saved."""
+    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
+
+
+def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
+    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
+    after Ctrl-C."""
     try:
-        args = parse_args(argv, Train | Collect | Inspect | Convert)
-        COMMANDS[type(args)](args)
+        return command(parse_args(argv, args_type))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence, code = f"error: {error}", 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
+        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+    except KeyboardInterrupt as interrupt:
+        sentence, code = str(interrupt) or "interrupted", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    run_command(argv, Train | Collect | Inspect | Convert, lambda args: COMMANDS[type(args)](args))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,11 @@ A resumed run equals the uninterrupted one bit for bit on the CPU, at the same n
 import csv
 import dataclasses
 import importlib
+import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -73,6 +75,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from matplotlib.figure import Figure
@@ -727,7 +730,7 @@ def update_predictor(
     actions = torch.cat([film.actions[k : k + starts] for k in range(LOOK_AHEAD)], dim=-1)[inside]
     target, log = film.seen[LOOK_AHEAD - 1 :][inside][:, -sight_dim:], []
     for _ in range(num_steps):
-        index = torch.randint(len(target), (PREDICTOR_BATCH_SIZE,), generator=generator).to(target.device)
+        index = torch.randint(len(target), (PREDICTOR_BATCH_SIZE // WORLD_SIZE,), generator=generator).to(target.device)
         loss = F.mse_loss(predictor(memory[index], actions[index]), target[index])
         optimizer.zero_grad()
         loss.backward()
@@ -989,7 +992,7 @@ def compute_rewards(
         log |= {"reward/gail_mean": sources["gail"].mean().item(), "reward/gail_std": sources["gail"].std().item()}
     total = torch.zeros_like(rollout.env_rewards)
     for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
-        normalizers[name].update(sources[name])
+        normalizers[name].update(everyones(sources[name]))
         normalized = normalizers[name].normalize(sources[name], args.center_reward)
         total += normalized if args.normalize_reward else sources[name]
     return total, log | {"reward/total_mean": total.mean().item()}
@@ -1012,20 +1015,22 @@ def update_policy(
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
             log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
             if args.norm_adv:
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                whole = everyones(advantage)
+                advantage = (advantage - whole.mean()) / (whole.std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
             entropy = gaussian_entropy(agent.log_std)
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
+            average_gradients(optimizer)
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             optimizer.step()
             with torch.no_grad():
                 approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
                 clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
                 log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
-        if args.target_kl > 0 and approx_kl.item() > args.target_kl:
+        if args.target_kl > 0 and everyones(approx_kl[None]).mean() > args.target_kl:
             break
     names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
     means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
@@ -1120,16 +1125,103 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     return networks | {"args": args, "statistics": statistics, "max_episode_steps": content["max_episode_steps"]}
 
 
+# Several processes: `torchrun --nproc-per-node W` starts W of these, which share environments and minibatches
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_processes(cuda: bool) -> torch.device:
+    """Connect the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; returns this one's device."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if WORLD_SIZE > 1 and not dist.is_initialized():
+        torch.cuda.set_device(device) if cuda else None
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def gather(value) -> list:
+    """The value that each process has, in the order of their ranks."""
+    values = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def everyones(x: Tensor) -> Tensor:
+    """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
+    if WORLD_SIZE == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def average_gradients(optimizer: Optimizer, *_) -> None:
+    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit."""
+    if WORLD_SIZE == 1:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    dist.all_reduce(gradient)
+    for p, mean in zip(parameters, (gradient / WORLD_SIZE).split([p.numel() for p in parameters])):
+        p.grad = mean.view_as(p)
+
+
+class PerProcess:
+    """The parts of a run that each process has its own of. A checkpoint holds those of all."""
+
+    def __init__(self, parts: dict):
+        self.parts = parts
+
+    def state_dict(self) -> dict:
+        """To be called by all processes at once."""
+        states = [
+            part.get_state() if isinstance(part, Generator) else part.state_dict() for part in self.parts.values()
+        ]
+        return {"processes": gather(dict(zip(self.parts, states)))}
+
+    def load_state_dict(self, saved: dict) -> None:
+        if len(saved["processes"]) != WORLD_SIZE:
+            before = len(saved["processes"])
+            raise UserError(f"--resume: {before} processes wrote it, here are {WORLD_SIZE}; start as many by torchrun.")
+        for name, part in self.parts.items():
+            state = saved["processes"][RANK][name]
+            part.set_state(state) if isinstance(part, Generator) else part.load_state_dict(state)
+
+
+def share_of(args, names: list[str]):
+    """The settings of one process: its share of the named numbers, and of the machine's cores without --threads."""
+    for name in names:
+        value = getattr(args, name)
+        if value % WORLD_SIZE:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value}, but {WORLD_SIZE} processes divide it; give a multiple of that.")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    shares = {name: getattr(args, name) // WORLD_SIZE for name in names}
+    return dataclasses.replace(args, threads=args.threads or max(1, cores), **shares)
+
+
+def mean_row(rows: typing.Iterable[dict]) -> dict[str, float]:
+    """Means of what the processes log."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
 # Files of a run
 
 
 def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
@@ -1190,6 +1282,7 @@ class MetricsLogger:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
+            self.file.flush()
         if args.track:
             import wandb
 
@@ -1206,7 +1299,7 @@ class MetricsLogger:
         self.writer.writerow(row)
         self.file.flush()
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
@@ -1353,9 +1446,11 @@ def train(args: Args) -> dict:
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_pixels_ae", Args)
     check_args(args)
-    device = select_device(args.cuda)
+    select_device(args.cuda)
+    device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size", "ae_batch_size"])
+    own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
-    max_episode_steps, threads = demos.metadata["max_episode_steps"], args.threads or len(os.sched_getaffinity(0))
+    max_episode_steps, threads = demos.metadata["max_episode_steps"], mine.threads
     if args.frame_stack > max_episode_steps:
         raise UserError(f"--frame-stack is {args.frame_stack}, but an episode has {max_episode_steps} steps; lower it.")
     demos_mean = demos.returns.mean()
@@ -1375,7 +1470,7 @@ def train(args: Args) -> dict:
     kept_out = int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0  # the last episode, for ae/recon_heldout
     train_views, heldout_views = expert_views[: len(expert_views) - kept_out], expert_views[-max(kept_out, 1) :]
 
-    envs = FilmedHalfCheetah(args.num_envs, max_episode_steps, args.seed, threads)
+    envs = FilmedHalfCheetah(mine.num_envs, max_episode_steps, own_seed, threads)
     seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
     obs_dim = envs.obs_dim if args.policy_obs == "state" else seen_dim + (args.frame_stack - 1) * envs.action_dim
     predictor = None
@@ -1398,10 +1493,13 @@ def train(args: Args) -> dict:
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
     collector = PixelCollector(envs, renderer, autoencoder, predictor, args, device)
     parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    parts |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer, "collector": collector, "generator": generator}
+    own = parts["own"] = PerProcess({"collector": collector, "generator": generator})
+    parts |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer}
     parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
     parts |= {"inverse": inverse} if inverse else {}
     parts |= {"predictor": predictor, "predictor_optimizer": predictor_optimizer} if predictor else {}
+    for each in (disc_optimizer, ae_optimizer, *([predictor_optimizer] if predictor else [])):
+        each.register_step_pre_hook(average_gradients)
     progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "mean_frame": autoencoder.mean_frame.cpu().clone()}
 
     if saved:
@@ -1411,8 +1509,11 @@ def train(args: Args) -> dict:
         if not torch.allclose(progress["mean_frame"], expected, atol=1e-4):
             raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
     else:
-        run_dir = make_run_dir(args)
-    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+        run_dir = gather(make_run_dir(args) if RANK == 0 else None)[0]
+        if RANK > 0:  # the same networks, other noise
+            generator.manual_seed(own_seed)
+    if RANK == 0:
+        logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
     policy = {"agent": agent, "autoencoder": autoencoder, "predictor": predictor, "args": args}
     policy |= {"max_episode_steps": max_episode_steps}
@@ -1422,24 +1523,31 @@ def train(args: Args) -> dict:
         statistics["state"] = (states.mean(0).to(device), states.std(0).to(device) + 1e-3)
     expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
 
+    def keep_checkpoint() -> None:
+        """To be called by all processes at once: each gives its share of the one file."""
+        if RANK == 0:
+            save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
+        else:
+            own.state_dict()
+
     pretraining = pretraining_frames(args)
     if pretraining and not saved:  # on what the untrained policy shows: random actions
         clock = [time.perf_counter()]
         if args.pretrain_steps and not args.faithful:
             _, film = collector.rollout(agent, statistics, args.num_steps, generator)
-            for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
+            for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
                 left = 2 - 2 * i / args.pretrain_steps
                 ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
                 # Reconstruction goes first: the inverse model has nothing to read in latents that mean nothing yet.
                 model = inverse if i > 0.2 * args.pretrain_steps else None
-                update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, args, generator)
+                update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, mine, generator)
             expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
         if predictor:
             _, film = collector.rollout(agent, statistics, args.num_steps, generator)
             steps = PREDICTOR_PRETRAINING * args.predictor_steps
             update_predictor(predictor, predictor_optimizer, film, steps, generator)
         progress["seconds"] += time.perf_counter() - clock[0]
-        save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
+        keep_checkpoint()
 
     batch_size = args.num_envs * args.num_steps
     num_iterations = (args.total_timesteps - pretraining) // batch_size
@@ -1450,7 +1558,8 @@ def train(args: Args) -> dict:
     annealed += predictor_optimizer.param_groups if predictor else []
     for group in annealed:
         group.setdefault("initial_lr", group["lr"])
-    bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=None)
+    bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=RANK > 0 or None)
+    ctrl_c = watch_ctrl_c()
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
@@ -1464,7 +1573,7 @@ def train(args: Args) -> dict:
         row, logit = {}, None
         if args.reward_source == "gail":
             row |= update_discriminator(
-                disc, disc_optimizer, expert[after_action], film.seen.flatten(0, 1), args, args.disc_steps, generator
+                disc, disc_optimizer, expert[after_action], film.seen.flatten(0, 1), mine, args.disc_steps, generator
             )
             with torch.no_grad():
                 logit = disc(film.seen)
@@ -1478,7 +1587,7 @@ def train(args: Args) -> dict:
             row |= update_predictor(predictor, predictor_optimizer, film, args.predictor_steps, generator)
         if args.ae_steps:  # the encoder changes, and with it what the expert looks like
             steps = args.ae_steps
-            row |= update_autoencoder(autoencoder, inverse, ae_optimizer, train_views, film, steps, args, generator)
+            row |= update_autoencoder(autoencoder, inverse, ae_optimizer, train_views, film, steps, mine, generator)
             expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
         clock.append(time.perf_counter())
 
@@ -1486,7 +1595,7 @@ def train(args: Args) -> dict:
         last = step == last_step
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         row |= dict(zip(names, np.diff(clock).tolist()))
-        row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"] = float(np.mean(collector.finished))
         if crossed(step, batch_size, args.eval_interval) or last:
@@ -1502,15 +1611,18 @@ def train(args: Args) -> dict:
                     row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
             row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
             row |= {"eval/latent_distance": distance} | return_metrics(returns, demos)
-            if distance <= min((entry[2] for entry in evaluations), default=math.inf):
+            if distance <= min((entry[2] for entry in evaluations), default=math.inf) and RANK == 0:
                 save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
-            picture_reconstructions(autoencoder, heldout_views, recent_views, run_dir / "reconstructions.png")
+            if RANK == 0:
+                picture_reconstructions(autoencoder, heldout_views, recent_views, run_dir / "reconstructions.png")
             bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             counted += time.perf_counter() - clock[-1]
+        rows, pressed = zip(*gather((row, ctrl_c.is_set())))
+        row = mean_row(rows) | {"global_step": step}
         recent.append(row)
         signs = signs_of_collapse(list(recent), agent.log_std.exp().mean().item(), [entry[3] for entry in evaluations])
-        for sign in signs.keys() - warned:
+        for sign in signs.keys() - warned if RANK == 0 else ():
             warned.add(sign)
             bar.write(f"warning: at frame {step} {sign}; {signs[sign]}.", file=sys.stderr)
         # The true reward and state are for the log alone, so nothing may hang on them.
@@ -1518,11 +1630,16 @@ def train(args: Args) -> dict:
         stop_if_not_finite({k: v for k, v in row.items() if not k.startswith(logged_only)}, step, run_dir)
         progress["iteration"], now = iteration + 1, time.perf_counter()
         progress["seconds"], counted = progress["seconds"] + now - counted, now
-        logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
+        if RANK == 0:
+            logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
         bar.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or last:
-            save_checkpoint(run_dir / "checkpoint.pt", "gail_pixels_ae", args, parts, progress)
+        if crossed(step, batch_size, args.checkpoint_interval) or last or any(pressed):
+            keep_checkpoint()
+        if any(pressed):
+            leave(step, run_dir)
     bar.close()
+    if RANK > 0:
+        return {}
     return finish_pixel_run(policy, progress, last_step, demos, renderer, logger, run_dir, device)
 
 
@@ -1586,14 +1703,46 @@ def evaluate_pixels_policy(args: Args) -> dict:
     return summary
 
 
-def main(argv: list[str]) -> None:
-    """Command line in, exit code out: 2 after a user's mistake."""
+def watch_ctrl_c() -> threading.Event:
+    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
+    leave; the second one interrupts at once."""
+    pressed = threading.Event()
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    return pressed
+
+
+def leave(step: int, run_dir: Path) -> None:
+    """Answer Ctrl-C once a checkpoint is saved."""
+    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
+
+
+def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
+    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
+    after Ctrl-C."""
     try:
-        args = parse_args(argv, Args)
-        evaluate_pixels_policy(args) if args.evaluate else train(args)
+        return command(parse_args(argv, args_type))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence, code = f"error: {error}", 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
+        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+    except KeyboardInterrupt as interrupt:
+        sentence, code = str(interrupt) or "interrupted", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    run_command(argv, Args, lambda args: evaluate_pixels_policy(args) if args.evaluate else train(args))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,13 @@ saved: there a resumed run begins new episodes.
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import typing
 from collections import deque
@@ -53,6 +56,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode
@@ -733,7 +737,7 @@ def compute_rewards(
         log |= {"reward/gail_mean": sources["gail"].mean().item(), "reward/gail_std": sources["gail"].std().item()}
     total = torch.zeros_like(rollout.env_rewards)
     for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
-        normalizers[name].update(sources[name])
+        normalizers[name].update(everyones(sources[name]))
         normalized = normalizers[name].normalize(sources[name], args.center_reward)
         total += normalized if args.normalize_reward else sources[name]
     return total, log | {"reward/total_mean": total.mean().item()}
@@ -756,20 +760,22 @@ def update_policy(
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
             log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
             if args.norm_adv:
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                whole = everyones(advantage)
+                advantage = (advantage - whole.mean()) / (whole.std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
             entropy = gaussian_entropy(agent.log_std)
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
+            average_gradients(optimizer)
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             optimizer.step()
             with torch.no_grad():
                 approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
                 clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
                 log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
-        if args.target_kl > 0 and approx_kl.item() > args.target_kl:
+        if args.target_kl > 0 and everyones(approx_kl[None]).mean() > args.target_kl:
             break
     names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
     means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
@@ -819,16 +825,103 @@ def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_step
     return policy | {"obs_std": obs_std.cpu(), "obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
 
 
+# Several processes: `torchrun --nproc-per-node W` starts W of these, which share environments and minibatches
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_processes(cuda: bool) -> torch.device:
+    """Connect the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; returns this one's device."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if WORLD_SIZE > 1 and not dist.is_initialized():
+        torch.cuda.set_device(device) if cuda else None
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def gather(value) -> list:
+    """The value that each process has, in the order of their ranks."""
+    values = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def everyones(x: Tensor) -> Tensor:
+    """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
+    if WORLD_SIZE == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def average_gradients(optimizer: Optimizer, *_) -> None:
+    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit."""
+    if WORLD_SIZE == 1:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    dist.all_reduce(gradient)
+    for p, mean in zip(parameters, (gradient / WORLD_SIZE).split([p.numel() for p in parameters])):
+        p.grad = mean.view_as(p)
+
+
+class PerProcess:
+    """The parts of a run that each process has its own of. A checkpoint holds those of all."""
+
+    def __init__(self, parts: dict):
+        self.parts = parts
+
+    def state_dict(self) -> dict:
+        """To be called by all processes at once."""
+        states = [
+            part.get_state() if isinstance(part, Generator) else part.state_dict() for part in self.parts.values()
+        ]
+        return {"processes": gather(dict(zip(self.parts, states)))}
+
+    def load_state_dict(self, saved: dict) -> None:
+        if len(saved["processes"]) != WORLD_SIZE:
+            before = len(saved["processes"])
+            raise UserError(f"--resume: {before} processes wrote it, here are {WORLD_SIZE}; start as many by torchrun.")
+        for name, part in self.parts.items():
+            state = saved["processes"][RANK][name]
+            part.set_state(state) if isinstance(part, Generator) else part.load_state_dict(state)
+
+
+def share_of(args, names: list[str]):
+    """The settings of one process: its share of the named numbers, and of the machine's cores without --threads."""
+    for name in names:
+        value = getattr(args, name)
+        if value % WORLD_SIZE:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value}, but {WORLD_SIZE} processes divide it; give a multiple of that.")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    shares = {name: getattr(args, name) // WORLD_SIZE for name in names}
+    return dataclasses.replace(args, threads=args.threads or max(1, cores), **shares)
+
+
+def mean_row(rows: typing.Iterable[dict]) -> dict[str, float]:
+    """Means of what the processes log."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
 # Files of a run
 
 
 def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
@@ -889,6 +982,7 @@ class MetricsLogger:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
+            self.file.flush()
         if args.track:
             import wandb
 
@@ -905,7 +999,7 @@ class MetricsLogger:
         self.writer.writerow(row)
         self.file.flush()
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
@@ -1034,14 +1128,15 @@ def train(args: Args) -> dict:
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_state_seq", Args)
     check_args(args)
-    device = torch.device("cuda" if args.cuda else "cpu")
+    device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size"])
+    own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     required = ("actions",) if args.use_actions else ()
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
     if args.seq_len > demos.lengths.min():
         shortest = demos.lengths.min()
         raise UserError(f"--seq-len is {args.seq_len}, but the shortest demonstration has {shortest} steps; lower it.")
     max_episode_steps, demos_mean = demos.metadata["max_episode_steps"], demos.returns.mean()
-    envs = make_envs(args.env_id, args.num_envs, max_episode_steps, args.seed, args.threads)
+    envs = make_envs(args.env_id, mine.num_envs, max_episode_steps, own_seed, mine.threads)
     check_dimensions(demos, envs, args.demos)
 
     # What D learns from: windows of standardized states, cut by the function that cuts the policy's.
@@ -1065,13 +1160,14 @@ def train(args: Args) -> dict:
     banded = args.discriminator == "transformer" and not args.look_ahead
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    disc_optimizer.register_step_pre_hook(average_gradients)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
-    collector, history = Collector(envs, *obs_statistics, device), History(*shape, args.num_envs, device)
+    collector, history = Collector(envs, *obs_statistics, device), History(*shape, mine.num_envs, device)
     parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
     parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
-    parts |= {"collector": collector, "generator": generator}
+    own = parts["own"] = PerProcess({"collector": collector, "generator": generator})
     if isinstance(envs, BatchHalfCheetah):  # elsewhere a resumed run begins new episodes, which look back on nothing
-        parts["history"] = history
+        own.parts["history"] = history
     progress = {"iteration": 0, "seconds": 0.0, "obs_mean": obs_statistics[0].cpu()}
     progress["evaluations"] = []  # (env step, mean return with the mean action)
 
@@ -1081,8 +1177,11 @@ def train(args: Args) -> dict:
         if not torch.equal(progress["obs_mean"], obs_statistics[0].cpu()):
             raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
     else:
-        run_dir = make_run_dir(args)
-    logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
+        run_dir = gather(make_run_dir(args) if RANK == 0 else None)[0]
+        if RANK > 0:  # the same networks, other noise
+            generator.manual_seed(own_seed)
+    if RANK == 0:
+        logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
     def current_policy() -> dict:
         return export_policy(agent, *obs_statistics, args.env_id, max_episode_steps)
@@ -1090,7 +1189,8 @@ def train(args: Args) -> dict:
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
-    bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None)
+    bar = tqdm(total=last_step, initial=first_step, unit="step", disable=RANK > 0 or None)
+    ctrl_c = watch_ctrl_c()
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         if args.anneal_lr:
@@ -1105,7 +1205,7 @@ def train(args: Args) -> dict:
             stream = history.stream(rollout.obs, rollout.next_obs, actions, rollout.ended)
             windows = make_windows(stream, args.seq_len, args.look_ahead)  # (T, N, seq_len, X)
             policy, steps = windows.flatten(0, 1), args.disc_steps
-            row |= update_discriminator(disc, disc_optimizer, expert, policy, args, steps, generator)
+            row |= update_discriminator(disc, disc_optimizer, expert, policy, mine, steps, generator)
             with torch.no_grad():
                 logit = disc.score(stream) if banded else disc(windows)
         rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
@@ -1117,26 +1217,36 @@ def train(args: Args) -> dict:
         step = (iteration + 1) * batch_size
         last = step == last_step
         row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
-        row |= {"global_step": step, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
         if iteration == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
             warning = "warning: episodes can end early, and a centered reward may pay for that: see --no-center-reward"
             bar.write(warning, file=sys.stderr)
         if crossed(step, batch_size, args.eval_interval) or last:
-            returns = evaluate(current_policy(), 20, False, args.seed + 10_000, args.threads)
+            returns = evaluate(current_policy(), 20, False, args.seed + 10_000, mine.threads)
             row |= return_metrics(returns, demos)
             progress["evaluations"].append((step, returns.mean().item()))
             bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             counted += time.perf_counter() - clock[-1]
+        rows, pressed = zip(*gather((row, ctrl_c.is_set())))
+        row = mean_row(rows) | {"global_step": step}
         stop_if_not_finite(row, step, run_dir)
         progress["iteration"], now = iteration + 1, time.perf_counter()
         progress["seconds"], counted = progress["seconds"] + now - counted, now
-        logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
+        if RANK == 0:
+            logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
         bar.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or last:
-            save_checkpoint(run_dir / "checkpoint.pt", "gail_state_seq", args, parts, progress)
+        if crossed(step, batch_size, args.checkpoint_interval) or last or any(pressed):
+            if RANK == 0:
+                save_checkpoint(run_dir / "checkpoint.pt", "gail_state_seq", args, parts, progress)
+            else:
+                own.state_dict()  # this process's share of it
+        if any(pressed):
+            leave(step, run_dir)
     bar.close()
+    if RANK > 0:
+        return {}
     return finish_run(current_policy(), progress, demos, logger, args, run_dir)
 
 
@@ -1186,14 +1296,46 @@ def evaluate_policy_file(args: Args) -> None:
         record_video(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
 
 
-def main(argv: list[str]) -> None:
-    """Command line in, exit code out: 2 after a user's mistake."""
+def watch_ctrl_c() -> threading.Event:
+    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
+    leave; the second one interrupts at once."""
+    pressed = threading.Event()
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    return pressed
+
+
+def leave(step: int, run_dir: Path) -> None:
+    """Answer Ctrl-C once a checkpoint is saved."""
+    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
+
+
+def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
+    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
+    after Ctrl-C."""
     try:
-        args = parse_args(argv, Args)
-        evaluate_policy_file(args) if args.evaluate else train(args)
+        return command(parse_args(argv, args_type))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence, code = f"error: {error}", 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
+        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+    except KeyboardInterrupt as interrupt:
+        sentence, code = str(interrupt) or "interrupted", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    run_command(argv, Args, lambda args: evaluate_policy_file(args) if args.evaluate else train(args))
 
 
 if __name__ == "__main__":

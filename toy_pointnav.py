@@ -53,10 +53,13 @@ A long run, with the sizes of a thorough notebook (13 million steps, not measure
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import typing
 from collections import deque
@@ -794,11 +797,16 @@ def fresh_accuracy(policy: dict, args: Args, seed: int, episodes: int = 2000) ->
 
 def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
+    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
@@ -859,6 +867,7 @@ class MetricsLogger:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
+            self.file.flush()
         if args.track:
             import wandb
 
@@ -875,7 +884,7 @@ class MetricsLogger:
         self.writer.writerow(row)
         self.file.flush()
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
@@ -1081,6 +1090,7 @@ def train(args: Args) -> dict:
     num_iterations = args.total_timesteps // batch_size
     first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
     bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None)
+    ctrl_c = watch_ctrl_c()
     for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
         if args.anneal_lr and args.algorithm == "ppo":
@@ -1126,8 +1136,10 @@ def train(args: Args) -> dict:
         stop_if_not_finite(row, step, run_dir)
         logger.write(row)
         bar.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or step == last_step:
+        if crossed(step, batch_size, args.checkpoint_interval) or step == last_step or ctrl_c.is_set():
             save_checkpoint(run_dir / "checkpoint.pt", "toy_pointnav", args, parts, progress)
+        if ctrl_c.is_set():
+            leave(step, run_dir)
     bar.close()
 
     final = export_toy_policy(agent, obs_mean, obs_std, args)
@@ -1183,14 +1195,46 @@ def evaluate_saved_policy(args: Args) -> dict:
     return summarize(played)
 
 
-def main(argv: list[str]) -> None:
-    """Command line in, exit code out: 2 after a user's mistake."""
+def watch_ctrl_c() -> threading.Event:
+    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
+    leave; the second one interrupts at once."""
+    pressed = threading.Event()
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    return pressed
+
+
+def leave(step: int, run_dir: Path) -> None:
+    """Answer Ctrl-C once a checkpoint is saved."""
+    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
+
+
+def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
+    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
+    after Ctrl-C."""
     try:
-        args = parse_args(argv, Args)
-        evaluate_saved_policy(args) if args.evaluate else train(args)
+        return command(parse_args(argv, args_type))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence, code = f"error: {error}", 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
+        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+    except KeyboardInterrupt as interrupt:
+        sentence, code = str(interrupt) or "interrupted", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    run_command(argv, Args, lambda args: evaluate_saved_policy(args) if args.evaluate else train(args))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""Kill a run again and again, and see that nothing is lost: `python benchmark/sudden_death.py --script gail_ppo`.
+
+A small run goes through undisturbed. The same run is then killed (SIGKILL) at random moments, every third time while it
+writes a checkpoint, and resumed each time. In the end policy, metrics and summary must be those of the undisturbed
+run, bit for bit but for times, and Weights & Biases (offline) must have seen one run.
+"""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+ROLLOUTS = ["--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
+# script -> (command, flags of a run of some ten seconds with a checkpoint every fraction of a second)
+RUNS = {
+    "bc": ([], ["--gradient-steps", "4000", "--eval-interval", "100"]),
+    "collect_expert_sac": (
+        ["train"],
+        "--total-timesteps 300000 --learning-starts 5000 --num-envs 16 --checkpoint-interval 10000 "
+        "--eval-interval 50000 --buffer-size 50000 --hidden-size 32 --updates-per-step 0.02".split(),
+    ),
+    "gail_pixels_ae": (
+        [],
+        ["--total-timesteps", "16000", *ROLLOUTS, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "32"]
+        + "--pretrain-steps 20 --ae-steps 4 --predictor-steps 4 --no-capture-video --num-demos 2".split(),
+    ),
+    "gail_ppo": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
+    "gail_state_seq": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
+    "toy_pointnav": ([], ["--total-timesteps", "60000", "--eval-interval", "5000", "--checkpoint-interval", "1000"]),
+}
+UNTIMED = ("seconds", "charts/SPS", "time/")  # what may differ starts so
+
+
+@dataclass
+class Args:
+    script: str = "all"  # a script's name without .py, or all
+    kills: int = 20  # times that each run is killed
+    seed: int = 1  # seed of the moments
+    track: bool = True  # with Weights & Biases, offline
+
+
+def start(script: str, flags: list[str], log: Path) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / f"{script}.py"), *RUNS[script][0], *flags]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    with open(log, "a") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+
+
+def settings(script: str, run_dir: Path, track: bool) -> list[str]:
+    where = ["--output-dir", str(run_dir.parent), "--run-name", run_dir.name]
+    return [*RUNS[script][1], *where, *(["--track"] if track else [])]
+
+
+def timeless(row: dict) -> dict:
+    return {name: value for name, value in row.items() if not name.startswith(UNTIMED)}
+
+
+def plain(x):
+    """Tensors as lists, within dictionaries."""
+    if isinstance(x, dict):
+        return {name: plain(value) for name, value in x.items() if name not in ("output_dir", "run_name")}
+    return x.tolist() if isinstance(x, torch.Tensor) else x
+
+
+def outcome(run_dir: Path) -> dict:
+    """All that must not depend on how often a run was killed."""
+    policy = torch.load(run_dir / "policy.pt", weights_only=True)
+    with open(run_dir / "metrics.csv", newline="") as file:
+        metrics = [timeless(row) for row in csv.DictReader(file)]
+    return {
+        "policy": repr(plain(policy)),
+        "metrics": metrics,
+        "summary": timeless(json.loads((run_dir / "summary.json").read_text())),
+        "W&B runs": len({path.name.rsplit("-", 1)[1] for path in (run_dir / "wandb").glob("offline-run-*-*")}),
+    }
+
+
+def kill_and_resume(script: str, run_dir: Path, track: bool, kills: int, rng: random.Random, progress: tqdm) -> None:
+    """A run in run_dir to its end, killed so many times on the way."""
+    checkpoint, metrics, log, done = run_dir / "checkpoint.pt", run_dir / "metrics.csv", run_dir.parent / "log.txt", 0
+    while not (run_dir / "summary.json").exists():
+        flags, size = ["--resume", str(checkpoint)], 0
+        if checkpoint.exists():
+            size = metrics.stat().st_size
+        else:
+            shutil.rmtree(run_dir, ignore_errors=True)  # killed before its first checkpoint: begin again
+            flags = settings(script, run_dir, track)
+        process = start(script, flags, log)
+        if done < kills:
+            # Not while it starts: wait for its first new row, then for a random moment or for a checkpoint's writing.
+            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size not in (0, size)):
+                time.sleep(0.001)
+            moment = time.monotonic() + rng.uniform(0, 0.5)
+            while process.poll() is None and time.monotonic() < moment:
+                time.sleep(0.001)
+            while process.poll() is None and done % 3 == 2 and not checkpoint.with_suffix(".tmp").exists():
+                pass
+            process.kill()
+            done += process.wait() == -signal.SIGKILL
+            progress.update(done - progress.n)
+        if process.wait() not in (0, -signal.SIGKILL):
+            sys.exit(f"{script} failed:\n{log.read_text()[-3000:]}")
+    if done < kills:
+        sys.exit(f"{script}: the run ended after {done} of {kills} kills; make it longer.")
+
+
+def compare(script: str, kills: int, seed: int, track: bool) -> list[str]:
+    """What differs between a run that was killed and one that was not."""
+    with tempfile.TemporaryDirectory() as name, tqdm(total=kills, desc=script, unit="kill", disable=None) as progress:
+        whole, killed = Path(name) / "whole", Path(name) / "killed"
+        if start(script, settings(script, whole, track), Path(name) / "log.txt").wait() != 0:
+            sys.exit(f"{script} failed:\n{(Path(name) / 'log.txt').read_text()[-3000:]}")
+        kill_and_resume(script, killed, track, kills, random.Random(seed), progress)
+        expected, found = outcome(whole), outcome(killed)
+    return [part for part in expected if expected[part] != found[part]]
+
+
+def main(args: Args) -> None:
+    scripts = list(RUNS) if args.script == "all" else [args.script]
+    if not set(scripts) <= RUNS.keys():
+        sys.exit(f"--script is {args.script}, expected all or one of {', '.join(RUNS)}")
+    failed = False
+    for script in scripts:
+        differences = compare(script, args.kills, args.seed, args.track)
+        failed |= bool(differences)
+        print(f"{script}: {args.kills} kills, {', '.join(differences) or 'nothing'} differs")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
