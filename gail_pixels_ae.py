@@ -59,6 +59,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -1291,7 +1292,10 @@ class MetricsLogger:
             try:
                 self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0].rstrip(".")
+                self.file.close()
+                if not saved:
+                    shutil.rmtree(run_dir)
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 

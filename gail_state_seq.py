@@ -42,6 +42,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -171,7 +172,9 @@ def check_args(args: Args) -> None:
     if args.cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
     if args.discriminator == "transformer" and args.disc_hidden_size % TransformerDiscriminator.heads:
-        raise UserError(f"--disc-hidden-size is {args.disc_hidden_size}, expected a multiple of 4, one part a head.")
+        raise UserError(
+            f"--disc-hidden-size is {args.disc_hidden_size}, expected a multiple of 4, one part a head; change it."
+        )
     if args.reward_source == "combined" and not args.normalize_reward:
         raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
 
@@ -991,7 +994,10 @@ class MetricsLogger:
             try:
                 self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
             except Exception as error:  # W&B fails in many ways
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0].rstrip(".")
+                self.file.close()
+                if not saved:
+                    shutil.rmtree(run_dir)
                 raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
             self.wandb.define_metric("*", step_metric="global_step")
 
