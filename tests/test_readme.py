@@ -1,0 +1,63 @@
+"""What the README tells its readers to type works."""
+
+import importlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import DEMOS, ROOT
+
+import gail_ppo
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(?:torchrun [^#\n]*?|python )((?:\w+)\.py[^#\n]*)", README, re.MULTILINE)
+COMMANDS = [command.strip() for command in COMMANDS]
+
+
+def test_the_readme_has_commands_of_every_script():
+    assert {command.split(".py")[0] for command in COMMANDS} == {
+        "bc",
+        "collect_expert_sac",
+        "gail_pixels_ae",
+        "gail_ppo",
+        "toy_pointnav",
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command):
+    script, *flags = shlex.split(command.replace("<run>", "run"))
+    module = importlib.import_module(script.removesuffix(".py"))
+    if script == "collect_expert_sac.py":
+        module.parse_args(flags, module.Train | module.Collect | module.Inspect | module.Convert)
+    else:
+        module.check_args(module.parse_args(flags, module.Args))
+
+
+def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    episodes = []
+    for length, terminated in ((30, True), (40, False)):
+        episode = {"observations": rng.normal(size=(length + 1, 11)), "actions": rng.uniform(-1, 1, (length, 3))}
+        episodes.append(episode | {"rewards": rng.normal(size=length), "terminated": terminated})
+    exec(code, {"episodes": episodes})
+    demos = gail_ppo.load_demos("my_demos.npz", "Hopper-v4", 0, rng, ("actions", "rewards"))
+    assert demos.lengths.tolist() == [30, 40] and demos.terminated.tolist() == [True, False]
+    flags = ["--total-timesteps", "400", "--num-envs", "4", "--num-steps", "50", "--eval-episodes", "2"]
+    gail_ppo.main(["--env-id", "Hopper-v4", "--demos", "my_demos.npz", "--no-center-reward", "--run-name", "a", *flags])
+    assert (tmp_path / "runs/a/summary.json").exists()
+
+
+def test_the_diff_names_lines_that_are_there():
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    source = (ROOT / "gail_ppo.py").read_text().splitlines()
+    removed = [line[1:] for line in diff.splitlines() if line.startswith("- ")]
+    assert len(removed) == 3
+    assert all(source.count(line) == 1 for line in removed)
+
+
+def test_the_demonstrations_named_in_the_readme_are_shipped():
+    assert DEMOS.exists() and str(DEMOS.relative_to(ROOT)) in README
