@@ -48,8 +48,12 @@ Commands (two CPU cores):
     python gail_pixels_ae.py --faithful
     python gail_pixels_ae.py --evaluate runs/<run>/policy.pt
     python gail_pixels_ae.py --resume runs/<run>/checkpoint.pt
+    torchrun --standalone --nproc-per-node 2 gail_pixels_ae.py  # two processes; README
 
 A resumed run equals the uninterrupted one bit for bit on the CPU, at the same number of threads.
+
+The algorithm is "Networks" to "The training loop's named steps" and `train`; the rest (demonstrations, environments,
+processes, files) is plumbing, to the letter the same in every script that needs it.
 """
 
 import csv
@@ -1442,6 +1446,9 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
 def print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+# Training
 
 
 def train(args: Args) -> dict:

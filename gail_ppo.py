@@ -29,9 +29,13 @@ Commands (two CPU cores):
     python gail_ppo.py --reward-source env                  # plain PPO, the baseline
     python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes with the mean action, 100 sampled
     python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped, bit for bit
+    torchrun --standalone --nproc-per-node 2 gail_ppo.py    # two processes; README
 
 A resumed run equals the uninterrupted one bit for bit on the CPU with HalfCheetah-v4. Other environments cannot be
 saved: there a resumed run begins new episodes.
+
+The algorithm is "Networks" to "The training loop's named steps" and `train`; the rest (demonstrations, environments,
+processes, files) is plumbing, to the letter the same in every script that needs it.
 """
 
 import csv
@@ -1008,6 +1012,9 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
 def print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+# Training
 
 
 def train(args: Args) -> dict:

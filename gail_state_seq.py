@@ -31,9 +31,13 @@ Commands (two CPU cores):
     python gail_state_seq.py --num-demos 1                      # from one episode of 100 steps
     python gail_state_seq.py --evaluate runs/<run>/policy.pt
     python gail_state_seq.py --resume runs/<run>/checkpoint.pt  # go on where a killed run stopped, bit for bit
+    torchrun --standalone --nproc-per-node 2 gail_state_seq.py  # two processes; README
 
 A resumed run equals the uninterrupted one bit for bit on the CPU with HalfCheetah-v4. Other environments cannot be
 saved: there a resumed run begins new episodes.
+
+The algorithm is "Networks" to "The training loop's named steps" and `train`; the rest (demonstrations, environments,
+processes, files) is plumbing, to the letter the same in every script that needs it.
 """
 
 import csv
@@ -1125,6 +1129,9 @@ def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
 def print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+# Training
 
 
 def train(args: Args) -> dict:

@@ -1052,6 +1052,9 @@ def print_table(rows: list[tuple[str, str]]) -> None:
     print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
 
 
+# Training
+
+
 def train(args: Args) -> dict:
     """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
     torch.set_num_threads(1)  # minibatches this small run slower on more
