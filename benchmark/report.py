@@ -27,7 +27,7 @@ ORIGINAL = {"GAIL 1M": "79 / 65 (50M steps)", "GAIL 2M": "79 / 65 (50M steps)", 
 DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
     "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
-    "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M"]),
+    "pixels": ("pixels", ["policy on latents, 3M", "policy on the state, 1M", "policy on latents, 1M"]),
     "state_seq": ("state_seq", [f"N = {n}" for n in range(1, 6)]),
 }
 
@@ -120,13 +120,25 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     plt.close(figure)
 
 
+def results(name: str) -> str:
+    """A suite's CSV as a table of its variants; any other CSV as it stands."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return "(not measured yet)"
+    with open(path, newline="") as file:
+        head, *rows = csv.reader(file)
+    if "variant" in head:
+        return table(read(name))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 def with_tables(text: str) -> str:
     """The README's text, everything between <!-- results:NAME --> and <!-- /results --> made anew."""
     parts = text.split("<!-- results:")
     for i, part in enumerate(parts[1:], start=1):
         name = part.split(" -->")[0]
-        groups, rest = read(name), part.split("<!-- /results -->", 1)[1]
-        body = table(groups) if groups else "(not measured yet)"
+        rest = part.split("<!-- /results -->", 1)[1]
+        body = results(name)
         parts[i] = f"{name} -->\n{body}\n<!-- /results -->{rest}"
     return "<!-- results:".join(parts)
 

@@ -26,11 +26,18 @@ def test_bootstrap_interval_holds_the_estimate_and_narrows_with_more_seeds():
 
 
 def test_tables_replace_what_stands_between_their_markers(monkeypatch):
-    monkeypatch.setattr(report, "read", lambda name: {})
+    monkeypatch.setattr(report, "results", lambda name: "(not measured yet)")
     text = "a\n<!-- results:x -->\nold\n<!-- /results -->\nb\n"
     made = report.with_tables(text)
     assert made == "a\n<!-- results:x -->\n(not measured yet)\n<!-- /results -->\nb\n"
     assert report.with_tables(made) == made
+
+
+def test_a_csv_without_variants_is_shown_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "x.csv").write_text("a,b\n1,two\n")
+    assert report.results("x") == "| a | b |\n| --- | --- |\n| 1 | two |"
+    assert report.results("y") == "(not measured yet)"
 
 
 def test_readme_says_what_the_csvs_say():

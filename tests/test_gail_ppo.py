@@ -505,6 +505,22 @@ def test_runs_alone_beside_data(tmp_path):
     assert list((tmp_path / "runs/alone/wandb").glob("offline-run-*"))
 
 
+def test_discriminator_sees_actions_as_executed(tmp_path, monkeypatch):
+    """Beyond the bounds a sampled action would give the policy away."""
+    seen, update = [], g.update_discriminator
+
+    def noted(disc, optimizer, expert, policy, *rest):
+        seen.append((expert[:, 17:], policy[:, 17:]))
+        return update(disc, optimizer, expert, policy, *rest)
+
+    monkeypatch.setattr(g, "update_discriminator", noted)
+    run(tmp_path, "a")
+    actions = np.clip(g.load_demos(str(DEMOS), None, 0, np.random.default_rng(), ()).actions, -1, 1)
+    for standardized in seen[0]:
+        executed = standardized * torch.from_numpy(actions.std(0) + 1e-3) + torch.from_numpy(actions.mean(0))
+        assert 1 - 1e-4 < executed.abs().max() < 1 + 1e-4
+
+
 # Users' mistakes: one sentence, exit code 2, nothing left behind
 
 RUN = ["--total-timesteps", "3200", "--num-envs", "8"]

@@ -1,0 +1,51 @@
+"""One process or two? `python benchmark/processes.py`, on an idle machine.
+
+The author of "GAIL with Pixels Only" found one set of networks over a batch of environments substantially slower than
+networks in every process for small MLPs, and far faster for convolutional ones. Each row of
+benchmark/results/processes.csv is one run, with the same environments and minibatches in all; its speed is that of the
+whole loop without evaluations.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {  # script -> (its networks, flags)
+    "gail_ppo.py": ("MLPs", ["--total-timesteps", "384000"]),
+    "gail_state_seq.py": ("MLPs, windows of 4", ["--total-timesteps", "384000", "--seq-len", "4"]),
+    "gail_pixels_ae.py": ("convolutions", ["--total-timesteps", "128000", "--no-capture-video"]),
+}
+
+
+def measure(script: str, flags: list[str], processes: int) -> float:
+    """Steps per second of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [*(start if processes > 1 else [sys.executable]), script, *flags]
+        where = ["--output-dir", folder, "--run-name", "a", "--eval-episodes", "10"]
+        subprocess.run([*command, *where], cwd=ROOT, check=True, capture_output=True)
+        return json.loads((Path(folder) / "a/summary.json").read_text())["charts/SPS"]
+
+
+def main() -> None:
+    rows = []
+    for script, (networks, flags) in SCRIPTS.items():
+        for processes in (1, 2):
+            speed = measure(script, flags, processes)
+            rows.append({"script": script, "networks": networks, "processes": processes, "steps/s": round(speed)})
+            print(rows[-1], flush=True)
+    for row in rows:
+        row["cores"] = len(os.sched_getaffinity(0))
+    with open(ROOT / "benchmark/results/processes.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
