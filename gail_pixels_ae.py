@@ -1451,6 +1451,105 @@ def print_table(rows: list[tuple[str, str]]) -> None:
 # Training
 
 
+@dataclass
+class ExpertFilm:
+    """The expert as the learner knows it."""
+
+    frames: Tensor  # (L + E, H, W) uint8
+    views: Tensor  # (L + E, C, H, W) uint8, what the autoencoder reads: C is 1, or K with --faithful
+    windows: Tensor  # (L + E, K), the rows of the views that end at each frame; (L + E, 1) with --faithful
+    after_action: Tensor  # (L,), the rows that an action led to, which D sees
+    train_views: Tensor  # the views but those of the last episode
+    heldout_views: Tensor  # those, for ae/recon_heldout
+
+
+def film_expert(demos: Demos, renderer: Renderer, args: Args, device: torch.device) -> ExpertFilm:
+    """Render the demonstrations and find the frames that end at each."""
+    frames = torch.from_numpy(renderer(demos.qpos)).to(device)
+    windows = torch.from_numpy(window_rows(demos.lengths, args.frame_stack)).to(device)
+    first = np.cumsum(demos.lengths + 1) - (demos.lengths + 1)
+    after_action = torch.from_numpy(np.delete(np.arange(len(windows)), first)).to(device)
+    views = frames[:, None]
+    if args.faithful:  # one view shows the whole window
+        views, windows = frames[windows], torch.arange(len(windows), device=device)[:, None]
+    kept_out = int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0
+    return ExpertFilm(frames, views, windows, after_action, views[: len(views) - kept_out], views[-max(kept_out, 1) :])
+
+
+@dataclass
+class Networks:
+    """All that is trained, with its optimizers. What the settings do not ask for is None."""
+
+    autoencoder: Autoencoder
+    inverse: nn.Module | None  # the inverse model: K latents -> the last action
+    ae_optimizer: Optimizer  # of both
+    predictor: Predictor | None
+    predictor_optimizer: Optimizer | None
+    agent: Agent
+    optimizer: Optimizer
+    disc: Discriminator
+    disc_optimizer: Optimizer
+
+    def parts(self) -> dict:
+        """Those that are there, by name, for a checkpoint."""
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+
+def make_networks(args: Args, expert: ExpertFilm, envs: FilmedHalfCheetah, generator: Generator) -> Networks:
+    """Networks and optimizers, on the device that the expert's frames are on."""
+    device, predictor, predictor_optimizer, inverse = expert.frames.device, None, None, None
+    seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
+    obs_dim = envs.obs_dim if args.policy_obs == "state" else seen_dim + (args.frame_stack - 1) * envs.action_dim
+    if has_predictor(args):
+        predictor = Predictor(args.latent_dim, args.frame_stack, envs.action_dim, generator).to(device)
+        predictor_optimizer, obs_dim = Adam(predictor.parameters(), lr=1e-3, fused=True), predictor.obs_dim
+        predictor_optimizer.register_step_pre_hook(average_gradients)
+    autoencoder = Autoencoder(*expert.views.shape[1:], args.latent_dim).to(device)
+    autoencoder.set_reference(expert.frames, weighted=not args.faithful)
+    autoencoder.to(memory_format=torch.channels_last)
+    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
+    disc = Discriminator(seen_dim, args.disc_hidden_size, args.spectral_norm, generator).to(device)
+    if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
+        inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)
+    learners = nn.ModuleList([autoencoder, *([inverse] if inverse else [])])
+    ae_optimizer = Adam(learners.parameters(), lr=args.ae_learning_rate, fused=True)
+    disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    for optimizer in (ae_optimizer, disc_optimizer):
+        optimizer.register_step_pre_hook(average_gradients)
+    optimizer = agent_optimizer(agent, args.learning_rate)
+    return Networks(
+        autoencoder, inverse, ae_optimizer, predictor, predictor_optimizer, agent, optimizer, disc, disc_optimizer
+    )
+
+
+def pretrain(
+    nets: Networks, expert: ExpertFilm, collector: PixelCollector, statistics: dict, args: Args, generator: Generator
+) -> None:
+    """Train autoencoder, inverse model and predictor on what the untrained policy shows: random actions. Updates
+    statistics["latent"] on the way."""
+    if args.pretrain_steps and not args.faithful:
+        _, film = collector.rollout(nets.agent, statistics, args.num_steps, generator)
+        for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
+            left = 2 - 2 * i / args.pretrain_steps
+            nets.ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
+            # Reconstruction goes first: the inverse model has nothing to read in latents that mean nothing yet.
+            inverse = nets.inverse if i > 0.2 * args.pretrain_steps else None
+            views = expert.train_views
+            update_autoencoder(nets.autoencoder, inverse, nets.ae_optimizer, views, film, 1, args, generator)
+        _, statistics["latent"] = look_at_expert(nets.autoencoder, expert.views, expert.windows)
+    if nets.predictor:
+        _, film = collector.rollout(nets.agent, statistics, args.num_steps, generator)
+        steps = PREDICTOR_PRETRAINING * args.predictor_steps
+        update_predictor(nets.predictor, nets.predictor_optimizer, film, steps, generator)
+
+
+@torch.no_grad()
+def reconstruction_errors(autoencoder: Autoencoder, expert: ExpertFilm, policy_views: Tensor) -> dict[str, float]:
+    """The autoencoder's loss on expert, held-out and policy views, for the log."""
+    views = {"heldout": expert.heldout_views, "expert": expert.train_views[:256], "policy": policy_views[:256]}
+    return {f"ae/recon_{name}": autoencoder.loss(x).item() for name, x in views.items()}
+
+
 def train(args: Args) -> dict:
     """One training, from start or checkpoint to its table, files and figures; returns summary.json's content."""
     resume_path, saved = args.resume, None
@@ -1470,47 +1569,14 @@ def train(args: Args) -> dict:
     torch.manual_seed(args.seed)  # for the convolutions, whose initialization takes no generator
     generator = Generator().manual_seed(args.seed)
 
-    # The expert: frames, the rows of the K that end at each, and the views that the autoencoder reads.
-    expert_frames = torch.from_numpy(renderer(demos.qpos)).to(device)  # (L + E, H, W)
-    windows = torch.from_numpy(window_rows(demos.lengths, args.frame_stack)).to(device)  # (L + E, K)
-    first = np.cumsum(demos.lengths + 1) - (demos.lengths + 1)
-    after_action = torch.from_numpy(np.delete(np.arange(len(windows)), first)).to(device)  # (L,) what D sees
-    expert_views = expert_frames[:, None]  # (L + E, C, H, W)
-    if args.faithful:  # one view shows the whole window
-        expert_views, windows = expert_frames[windows], torch.arange(len(windows), device=device)[:, None]
-    kept_out = int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0  # the last episode, for ae/recon_heldout
-    train_views, heldout_views = expert_views[: len(expert_views) - kept_out], expert_views[-max(kept_out, 1) :]
-
+    expert = film_expert(demos, renderer, args, device)
     envs = FilmedHalfCheetah(mine.num_envs, max_episode_steps, own_seed, threads)
-    seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
-    obs_dim = envs.obs_dim if args.policy_obs == "state" else seen_dim + (args.frame_stack - 1) * envs.action_dim
-    predictor = None
-    if has_predictor(args):
-        predictor = Predictor(args.latent_dim, args.frame_stack, envs.action_dim, generator).to(device)
-        predictor_optimizer, obs_dim = Adam(predictor.parameters(), lr=1e-3, fused=True), predictor.obs_dim
-    channels, (height, width) = expert_views.shape[1], expert_frames.shape[1:]
-    autoencoder = Autoencoder(channels, height, width, args.latent_dim).to(device)
-    autoencoder.set_reference(expert_frames, weighted=not args.faithful)
-    autoencoder.to(memory_format=torch.channels_last)
-    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
-    disc = Discriminator(seen_dim, args.disc_hidden_size, args.spectral_norm, generator).to(device)
-    inverse = None  # the inverse model: K latents -> the last action
-    if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
-        inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)
-    learners = nn.ModuleList([autoencoder, *([inverse] if inverse else [])])
-    ae_optimizer = Adam(learners.parameters(), lr=args.ae_learning_rate, fused=True)
-    optimizer = agent_optimizer(agent, args.learning_rate)
-    disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
+    nets = make_networks(args, expert, envs, generator)
+    autoencoder, inverse, predictor, agent, disc = nets.autoencoder, nets.inverse, nets.predictor, nets.agent, nets.disc
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
     collector = PixelCollector(envs, renderer, autoencoder, predictor, args, device)
-    parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    own = parts["own"] = PerProcess({"collector": collector, "generator": generator})
-    parts |= {"autoencoder": autoencoder, "ae_optimizer": ae_optimizer}
-    parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
-    parts |= {"inverse": inverse} if inverse else {}
-    parts |= {"predictor": predictor, "predictor_optimizer": predictor_optimizer} if predictor else {}
-    for each in (disc_optimizer, ae_optimizer, *([predictor_optimizer] if predictor else [])):
-        each.register_step_pre_hook(average_gradients)
+    own = PerProcess({"collector": collector, "generator": generator})
+    parts = nets.parts() | {"own": own, "env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
     progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "mean_frame": autoencoder.mean_frame.cpu().clone()}
 
     if saved:
@@ -1526,14 +1592,6 @@ def train(args: Args) -> dict:
     if RANK == 0:
         logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
 
-    policy = {"agent": agent, "autoencoder": autoencoder, "predictor": predictor, "args": args}
-    policy |= {"max_episode_steps": max_episode_steps}
-    policy["statistics"] = statistics = {}  # mean and standard deviation of the networks' inputs
-    if args.policy_obs == "state":
-        states = torch.as_tensor(demos.observations)
-        statistics["state"] = (states.mean(0).to(device), states.std(0).to(device) + 1e-3)
-    expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
-
     def keep_checkpoint() -> None:
         """To be called by all processes at once: each gives its share of the one file."""
         if RANK == 0:
@@ -1541,23 +1599,19 @@ def train(args: Args) -> dict:
         else:
             own.state_dict()
 
+    policy = {"agent": agent, "autoencoder": autoencoder, "predictor": predictor, "args": args}
+    policy |= {"max_episode_steps": max_episode_steps}
+    policy["statistics"] = statistics = {}  # mean and standard deviation of the networks' inputs
+    if args.policy_obs == "state":
+        states = torch.as_tensor(demos.observations)
+        statistics["state"] = (states.mean(0).to(device), states.std(0).to(device) + 1e-3)
+    expert_seen, statistics["latent"] = look_at_expert(autoencoder, expert.views, expert.windows)
     pretraining = pretraining_frames(args)
-    if pretraining and not saved:  # on what the untrained policy shows: random actions
-        clock = [time.perf_counter()]
-        if args.pretrain_steps and not args.faithful:
-            _, film = collector.rollout(agent, statistics, args.num_steps, generator)
-            for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
-                left = 2 - 2 * i / args.pretrain_steps
-                ae_optimizer.param_groups[0]["lr"] = args.ae_learning_rate * min(1.0, max(left, REST_OF_AE_LR))
-                # Reconstruction goes first: the inverse model has nothing to read in latents that mean nothing yet.
-                model = inverse if i > 0.2 * args.pretrain_steps else None
-                update_autoencoder(autoencoder, model, ae_optimizer, train_views, film, 1, mine, generator)
-            expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
-        if predictor:
-            _, film = collector.rollout(agent, statistics, args.num_steps, generator)
-            steps = PREDICTOR_PRETRAINING * args.predictor_steps
-            update_predictor(predictor, predictor_optimizer, film, steps, generator)
-        progress["seconds"] += time.perf_counter() - clock[0]
+    if pretraining and not saved:
+        clock = time.perf_counter()
+        pretrain(nets, expert, collector, statistics, mine, generator)
+        expert_seen, statistics["latent"] = look_at_expert(autoencoder, expert.views, expert.windows)
+        progress["seconds"] += time.perf_counter() - clock
         keep_checkpoint()
 
     batch_size = args.num_envs * args.num_steps
@@ -1565,68 +1619,61 @@ def train(args: Args) -> dict:
     recent, warned, evaluations = deque(maxlen=20), set(), progress["evaluations"]
     first_step, last_step = (pretraining + n * batch_size for n in (progress["iteration"], num_iterations))
     # All that the policy sees comes to rest along with it: eyes that go on changing cost it its last tenth.
-    annealed = [*optimizer.param_groups, *ae_optimizer.param_groups]
-    annealed += predictor_optimizer.param_groups if predictor else []
-    for group in annealed:
+    annealed = [nets.optimizer, nets.ae_optimizer, *([nets.predictor_optimizer] if predictor else [])]
+    for group in (group for optimizer in annealed for group in optimizer.param_groups):
         group.setdefault("initial_lr", group["lr"])
     bar = tqdm(total=last_step, initial=first_step, unit="frame", disable=RANK > 0 or None)
     ctrl_c = watch_ctrl_c()
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         clock = [time.perf_counter()]
-        if args.anneal_lr:
-            for group in annealed:
-                group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
+        for group in (group for optimizer in annealed for group in optimizer.param_groups if args.anneal_lr):
+            group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
 
         rollout, film = collector.rollout(agent, statistics, args.num_steps, generator)
         clock.append(time.perf_counter())
 
         row, logit = {}, None
         if args.reward_source == "gail":
-            row |= update_discriminator(
-                disc, disc_optimizer, expert[after_action], film.seen.flatten(0, 1), mine, args.disc_steps, generator
-            )
+            expert_x, policy_x = expert_seen[expert.after_action], film.seen.flatten(0, 1)
+            steps = args.disc_steps
+            row |= update_discriminator(disc, nets.disc_optimizer, expert_x, policy_x, mine, steps, generator)
             with torch.no_grad():
                 logit = disc(film.seen)
         rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
         clock.append(time.perf_counter())
 
-        row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        row |= reward_log | update_policy(agent, nets.optimizer, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
 
         if predictor:
-            row |= update_predictor(predictor, predictor_optimizer, film, args.predictor_steps, generator)
+            row |= update_predictor(predictor, nets.predictor_optimizer, film, args.predictor_steps, generator)
         if args.ae_steps:  # the encoder changes, and with it what the expert looks like
-            steps = args.ae_steps
-            row |= update_autoencoder(autoencoder, inverse, ae_optimizer, train_views, film, steps, mine, generator)
-            expert, statistics["latent"] = look_at_expert(autoencoder, expert_views, windows)
+            views, steps = expert.train_views, args.ae_steps
+            row |= update_autoencoder(autoencoder, inverse, nets.ae_optimizer, views, film, steps, mine, generator)
+            expert_seen, statistics["latent"] = look_at_expert(autoencoder, expert.views, expert.windows)
         clock.append(time.perf_counter())
 
         step = pretraining + (iteration + 1) * batch_size
         last = step == last_step
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         row |= dict(zip(names, np.diff(clock).tolist()))
-        row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+        row["charts/learning_rate"] = nets.optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"] = float(np.mean(collector.finished))
         if crossed(step, batch_size, args.eval_interval) or last:
             returns, shown = evaluate(policy, renderer, 20, False, args.seed + 10_000, threads, device)
-            distance = energy_distance(shown, expert[after_action])
-            with torch.no_grad():
-                recent_views = film.views.flatten(0, 1)
-                for name, x in (
-                    ("heldout", heldout_views),
-                    ("expert", train_views[:256]),
-                    ("policy", recent_views[:256]),
-                ):
-                    row[f"ae/recon_{name}"] = autoencoder.loss(x).item()
-            row["ae/probe_r2"] = probe_state(expert, torch.as_tensor(demos.observations), demos.lengths)
-            row |= {"eval/latent_distance": distance} | return_metrics(returns, demos)
-            if distance <= min((entry[2] for entry in evaluations), default=math.inf) and RANK == 0:
-                save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
+            distance, policy_views = energy_distance(shown, expert_seen[expert.after_action]), film.views.flatten(0, 1)
+            row |= reconstruction_errors(autoencoder, expert, policy_views) | return_metrics(returns, demos)
+            row["ae/probe_r2"] = probe_state(expert_seen, torch.as_tensor(demos.observations), demos.lengths)
+            row["eval/latent_distance"] = distance
+            nearest = distance <= min((entry[2] for entry in evaluations), default=math.inf)
             evaluations.append((step, returns.mean().item(), distance, row["ae/recon_policy"]))
             if RANK == 0:
-                picture_reconstructions(autoencoder, heldout_views, recent_views, run_dir / "reconstructions.png")
+                if nearest:
+                    save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
+                heldout_views = expert.heldout_views
+                picture_reconstructions(autoencoder, heldout_views, policy_views, run_dir / "reconstructions.png")
             bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             counted += time.perf_counter() - clock[-1]
         rows, pressed = zip(*gather((row, ctrl_c.is_set())))
