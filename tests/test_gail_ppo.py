@@ -401,6 +401,21 @@ def test_policy_update_moves_towards_better_actions_and_learns_the_value():
     assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), single.parameters()))
 
 
+@pytest.mark.parametrize("ent_coef", [0.0, 0.1])
+def test_entropy_bonus_widens_a_policy_that_nothing_else_moves(ent_coef):
+    agent = g.Agent(17, 6, 16, torch.Generator().manual_seed(0))
+    rollout = toy_rollout(8, 4)
+    args = g.Args(norm_adv=False, vf_coef=0.0, gamma=0.0, gae_lambda=0.0, ent_coef=ent_coef, num_minibatches=2)
+    with torch.no_grad():  # a value that is right leaves no advantage
+        for parameter in agent.critic.parameters():
+            parameter.zero_()
+    before, rewards = agent.log_std.detach().clone(), torch.zeros_like(rollout.env_rewards)
+    optimizer = torch.optim.Adam(agent.parameters(), 1e-3)
+    g.update_policy(agent, optimizer, rollout, rewards, args, torch.Generator().manual_seed(0))
+    change = (agent.log_std - before).detach()
+    assert (change > 1e-3).all() if ent_coef else (change == 0).all()
+
+
 def test_cloning_fits_the_demonstrated_actions():
     generator = torch.Generator().manual_seed(0)
     agent = g.Agent(17, 6, 64, generator)
