@@ -266,13 +266,10 @@ def try_mutant(mutant: tuple[str, str, str, str]) -> dict:
         (copy / f"{script}.py").write_text(source.replace(right, wrong))
         tests = [f"tests/test_{EXTRA.get(what, script)}.py"]
         clock, command = time.perf_counter(), [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *tests]
-        try:
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=900)
-            caught = next((line[7:] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-        except subprocess.TimeoutExpired:
-            caught = "ran out of time"
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        caught = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
     seconds = round(time.perf_counter() - clock)
-    return {"script": script, "bug": what, "caught by": caught.split(" - ")[0], "seconds": seconds}
+    return {"script": script, "bug": what, "caught by": caught.split(" - ")[0].partition(" ")[2], "seconds": seconds}
 
 
 def main(args: Args) -> None:
