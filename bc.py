@@ -678,9 +678,10 @@ class MetricsLogger:
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
-    def close(self) -> None:
+    def close(self, summary: dict) -> None:
         self.file.close()
         if self.wandb:
+            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
             self.wandb.finish()
 
 
@@ -866,6 +867,8 @@ def train(args: Args, quiet: bool = False) -> dict:
         if ctrl_c.is_set():
             leave(last, run_dir)
     bar.close()
+    if not quiet:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     final, final_slow, seconds = export(model), export(slow), progress["seconds"]
     save_atomically(final, run_dir / "policy.pt")
@@ -882,7 +885,7 @@ def train(args: Args, quiet: bool = False) -> dict:
         summary["eval/return_sampled_mean"] = sampled.mean().item()
         rows.append(("policy, sampled", describe(sampled, demos_mean)))
     logger.write({"global_step": args.gradient_steps} | summary)
-    logger.close()
+    logger.close(summary)
     best_step, best = max(progress["evaluations"], key=lambda pair: pair[1])
     summary |= split_losses(model, pairs) | {"best/return_mean": best, "best/step": best_step}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean}

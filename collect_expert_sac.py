@@ -817,9 +817,10 @@ class MetricsLogger:
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
-    def close(self) -> None:
+    def close(self, summary: dict) -> None:
         self.file.close()
         if self.wandb:
+            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
             self.wandb.finish()
 
 
@@ -956,6 +957,7 @@ def train(args: Train) -> dict:
             clock = time.perf_counter()
         bar.update(args.num_envs)
     bar.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds += time.perf_counter() - clock
     checkpoint()
 
@@ -967,7 +969,7 @@ def train(args: Train) -> dict:
     summary |= {f"sets/{level}": returns[level].mean() for level in NOISE_LEVELS}
     summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": step, "seconds": seconds}
     summary |= {"charts/SPS": step / seconds}
-    logger.close()
+    logger.close(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print_sets(returns, [("time", f"{seconds:.0f} s, {step / seconds:,.0f} steps/s"), ("results", str(run_dir))])
     return summary

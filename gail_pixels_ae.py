@@ -224,6 +224,7 @@ def check_args(args: Args) -> None:
     needed = rollout + pretraining_frames(args)
     expected = f"of {needed} or more, the pretraining's frames and one rollout"
     require_range(args, ["total_timesteps"], expected, lambda x: x >= needed)
+    select_device(args.cuda)
     if args.env_id != "HalfCheetah-v4":
         raise UserError(f"--env-id is {args.env_id}, but frames are made for HalfCheetah-v4 alone; leave the flag out.")
 
@@ -1138,6 +1139,8 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 def join_processes(cuda: bool) -> torch.device:
     """Connect the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; returns this one's device."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda and device.index >= torch.cuda.device_count():
+        raise UserError(f"--cuda: one process a GPU, but here are {torch.cuda.device_count()} GPUs; start as many.")
     if WORLD_SIZE > 1 and not dist.is_initialized():
         torch.cuda.set_device(device) if cuda else None
         dist.init_process_group("nccl" if cuda else "gloo")
@@ -1162,14 +1165,18 @@ def everyones(x: Tensor) -> Tensor:
 
 
 def average_gradients(optimizer: Optimizer, *_) -> None:
-    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit."""
+    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit. What
+    has no gradient in any process keeps none."""
     if WORLD_SIZE == 1:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    dist.all_reduce(gradient)
-    for p, mean in zip(parameters, (gradient / WORLD_SIZE).split([p.numel() for p in parameters])):
-        p.grad = mean.view_as(p)
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    total = torch.cat([*gradients, there])
+    dist.all_reduce(total)
+    *sums, there = total.split([*(p.numel() for p in parameters), len(parameters)])
+    for p, gradient, count in zip(parameters, sums, there.tolist()):
+        p.grad = (gradient / WORLD_SIZE).view_as(p) if count else None
 
 
 class PerProcess:
@@ -1312,9 +1319,10 @@ class MetricsLogger:
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
-    def close(self) -> None:
+    def close(self, summary: dict) -> None:
         self.file.close()
         if self.wandb:
+            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
             self.wandb.finish()
 
 
@@ -1556,8 +1564,8 @@ def train(args: Args) -> dict:
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_pixels_ae", Args)
     check_args(args)
-    select_device(args.cuda)
     device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size", "ae_batch_size"])
+    check_args(mine)
     own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
     max_episode_steps, threads = demos.metadata["max_episode_steps"], mine.threads
@@ -1696,6 +1704,7 @@ def train(args: Args) -> dict:
         if any(pressed):
             leave(step, run_dir)
     bar.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if RANK > 0:
         return {}
     return finish_pixel_run(policy, progress, last_step, demos, renderer, logger, run_dir, device)
@@ -1722,7 +1731,7 @@ def finish_pixel_run(
     summary |= {"seconds": seconds, "charts/SPS": frames / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
     logger.write({"global_step": frames} | {k: v for k, v in summary.items() if k in COLUMNS})
-    logger.close()
+    logger.close(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_pixel_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:

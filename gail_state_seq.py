@@ -840,6 +840,8 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 def join_processes(cuda: bool) -> torch.device:
     """Connect the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; returns this one's device."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda and device.index >= torch.cuda.device_count():
+        raise UserError(f"--cuda: one process a GPU, but here are {torch.cuda.device_count()} GPUs; start as many.")
     if WORLD_SIZE > 1 and not dist.is_initialized():
         torch.cuda.set_device(device) if cuda else None
         dist.init_process_group("nccl" if cuda else "gloo")
@@ -864,14 +866,18 @@ def everyones(x: Tensor) -> Tensor:
 
 
 def average_gradients(optimizer: Optimizer, *_) -> None:
-    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit."""
+    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit. What
+    has no gradient in any process keeps none."""
     if WORLD_SIZE == 1:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    dist.all_reduce(gradient)
-    for p, mean in zip(parameters, (gradient / WORLD_SIZE).split([p.numel() for p in parameters])):
-        p.grad = mean.view_as(p)
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    total = torch.cat([*gradients, there])
+    dist.all_reduce(total)
+    *sums, there = total.split([*(p.numel() for p in parameters), len(parameters)])
+    for p, gradient, count in zip(parameters, sums, there.tolist()):
+        p.grad = (gradient / WORLD_SIZE).view_as(p) if count else None
 
 
 class PerProcess:
@@ -1014,9 +1020,10 @@ class MetricsLogger:
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
-    def close(self) -> None:
+    def close(self, summary: dict) -> None:
         self.file.close()
         if self.wandb:
+            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
             self.wandb.finish()
 
 
@@ -1142,6 +1149,7 @@ def train(args: Args) -> dict:
         saved, args = load_checkpoint(resume_path, "gail_state_seq", Args)
     check_args(args)
     device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size"])
+    check_args(mine)
     own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     required = ("actions",) if args.use_actions else ()
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
@@ -1258,6 +1266,7 @@ def train(args: Args) -> dict:
         if any(pressed):
             leave(step, run_dir)
     bar.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if RANK > 0:
         return {}
     return finish_run(current_policy(), progress, demos, logger, args, run_dir)
@@ -1278,7 +1287,7 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     summary |= {"seconds": seconds, "charts/SPS": env_steps / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
     logger.write({"global_step": env_steps} | {k: v for k, v in summary.items() if k in COLUMNS})
-    logger.close()
+    logger.close(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_run(run_dir, demos_mean, expert_mean)
     if args.capture_video:

@@ -893,9 +893,10 @@ class MetricsLogger:
     def state_dict(self) -> dict:
         return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
 
-    def close(self) -> None:
+    def close(self, summary: dict) -> None:
         self.file.close()
         if self.wandb:
+            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
             self.wandb.finish()
 
 
@@ -1148,6 +1149,7 @@ def train(args: Args) -> dict:
         if ctrl_c.is_set():
             leave(step, run_dir)
     bar.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     final = export_toy_policy(agent, obs_mean, obs_std, args)
     demos_mean, seconds = demos.returns.mean().item(), progress["seconds"]
@@ -1160,7 +1162,7 @@ def train(args: Args) -> dict:
     summary |= {"disc/initial_accuracy": initial, "disc/fresh_accuracy": fresh}
     summary |= {"seconds": seconds, "charts/SPS": last_step / seconds}
     logger.write({"global_step": last_step} | {k: v for k, v in summary.items() if k in COLUMNS})
-    logger.close()
+    logger.close(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_diagnostics(run_dir, demos, expert_beside, played, collector.finished)
     rows = [*table_rows(played)]

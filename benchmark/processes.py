@@ -3,11 +3,10 @@
 The author of "GAIL with Pixels Only" found one set of networks over a batch of environments substantially slower than
 networks in every process for small MLPs, and far faster for convolutional ones. Each row of
 benchmark/results/processes.csv is one run, with the same environments and minibatches in all; its speed is that of the
-whole loop without evaluations.
+whole loop without evaluations and pretraining.
 """
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -29,7 +28,11 @@ def measure(script: str, flags: list[str], processes: int) -> float:
         command = [*(start if processes > 1 else [sys.executable]), script, *flags]
         where = ["--output-dir", folder, "--run-name", "a", "--eval-episodes", "10"]
         subprocess.run([*command, *where], cwd=ROOT, check=True, capture_output=True)
-        return json.loads((Path(folder) / "a/summary.json").read_text())["charts/SPS"]
+        with open(Path(folder) / "a/metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["time/update"]]
+    seconds = sum(float(value) for row in rows for name, value in row.items() if name.startswith("time/"))
+    steps = int(rows[-1]["global_step"]) - int(rows[0]["global_step"])
+    return steps * len(rows) / (len(rows) - 1) / seconds
 
 
 def main() -> None:

@@ -94,7 +94,8 @@ def kill_and_resume(script: str, run_dir: Path, track: bool, kills: int, rng: ra
     while not (run_dir / "summary.json").exists():
         flags, size = ["--resume", str(checkpoint)], 0
         if checkpoint.exists():
-            size = metrics.stat().st_size
+            size = torch.load(checkpoint, weights_only=True)["logger"]["offset"]
+            os.truncate(metrics, size)  # as the run itself will, so that its first new row shows
         else:
             shutil.rmtree(run_dir, ignore_errors=True)  # killed before its first checkpoint: begin again
             flags = settings(script, run_dir, track)

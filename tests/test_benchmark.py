@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmark"))
+import mutants  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 
@@ -60,3 +61,9 @@ def test_one_seed_shows_no_spread():
     one, two = (report.table({"x": [row] * seeds}).splitlines()[-1] for seeds in (1, 2))
     assert one == "| x | 1 | 50.0 | – | 40.0 | never (0/1) | 10 | – |"
     assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 40.0 ± 0.0 | never (0/2) | 10 | – |"
+
+
+@pytest.mark.parametrize(("script", "bug", "right", "wrong"), mutants.MUTANTS, ids=lambda x: x[:40])
+def test_every_mutant_finds_its_line(script, bug, right, wrong):
+    source = (ROOT / f"{script}.py").read_text()
+    assert source.count(right) == 1 and right != wrong

@@ -21,6 +21,7 @@ def test_the_readme_has_commands_of_every_script():
         "collect_expert_sac",
         "gail_pixels_ae",
         "gail_ppo",
+        "gail_state_seq",
         "toy_pointnav",
     }
 

@@ -44,7 +44,9 @@ def halves_and_whole() -> dict[str, float]:
     x, parameters = obs.flatten(0, 1), list(disc.parameters())
     whole = torch.autograd.grad(disc(x).square().mean(), parameters)
     disc(x.chunk(2)[rank]).square().mean().backward()
-    g.average_gradients(torch.optim.SGD(parameters))
+    unused = torch.nn.Parameter(torch.ones(3))
+    g.average_gradients(torch.optim.SGD([*parameters, unused]))
+    assert unused.grad is None
     gradient = max((p.grad - w).abs().max().item() for p, w in zip(parameters, whole))
     return {"update": update, "gradient": gradient}
 
