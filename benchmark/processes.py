@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {  # script -> (its networks, flags)
     "gail_ppo.py": ("MLPs", ["--total-timesteps", "384000"]),
     "gail_state_seq.py": ("MLPs, windows of 4", ["--total-timesteps", "384000", "--seq-len", "4"]),
-    "gail_pixels_ae.py": ("convolutions", ["--total-timesteps", "128000", "--no-capture-video"]),
+    "gail_pixels_ae.py": ("convolutions", "--total-timesteps 96000 --pretrain-steps 100 --no-capture-video".split()),
 }
 
 
