@@ -41,7 +41,7 @@ What it does besides, and why:
 
 Commands (two CPU cores):
 
-    python gail_pixels_ae.py                               # K = 4, policy on latents
+    python gail_pixels_ae.py                               # K = 4, policy on latents: 55 minutes on one core
     python gail_pixels_ae.py --frame-stack 4 --cuda        # the same on a GPU
     python gail_pixels_ae.py --policy-obs state --total-timesteps 1000000   # reward from pixels, policy on the state
     python gail_pixels_ae.py --reward-source env           # PPO with the true reward on latents: is the view enough?
