@@ -347,6 +347,23 @@ def random_film(args, renderer, autoencoder) -> script.Film:
     return collector.rollout(agent, statistics, args.num_steps, torch.Generator().manual_seed(0))[1]
 
 
+def test_the_inverse_model_shapes_the_encoder_and_not_the_decoder(renderer):
+    args, changed = settings(*MINI, "--ae-batch-size", "64", "--num-envs", "8", "--latent-dim", "16"), []
+    for inverse_coef in (0.0, 10.0):
+        torch.manual_seed(0)
+        args.inverse_coef, generator = inverse_coef, torch.Generator().manual_seed(0)
+        autoencoder = script.Autoencoder(1, 32, 56, 16)
+        film = random_film(args, renderer, autoencoder)
+        dim = 16 * args.frame_stack
+        inverse = script.mlp([dim, 8, 6], torch.nn.ReLU, 1.0, torch.Generator().manual_seed(1))
+        optimizer = torch.optim.SGD([*autoencoder.parameters(), *inverse.parameters()], lr=0.1)
+        script.update_autoencoder(autoencoder, inverse, optimizer, film.views[0], film, 1, args, generator)
+        changed.append(autoencoder)
+    for part, same in (("encoder", False), ("decoder", True)):
+        pairs = zip(*(getattr(autoencoder, part).parameters() for autoencoder in changed))
+        assert all(torch.equal(a, b) is same for a, b in pairs)
+
+
 def test_the_inverse_model_learns_which_action_was_taken(renderer):
     torch.manual_seed(0)
     args = settings(*MINI, "--ae-batch-size", "128", "--inverse-coef", "1", "--num-envs", "8", "--latent-dim", "16")
