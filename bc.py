@@ -119,6 +119,17 @@ class Args:
     study_wide: bool = False  # add width 4096 on stochastic-one, one seed
     study_workers: int = 0  # runs of the study side by side, one thread each (0: one a core)
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["polyak", "val_fraction"], "of at least 0 and less than 1", lambda x: 0 <= x < 1)
+        check_numbers(self, may_be_zero="num_demos threads weight_decay study_workers polyak val_fraction")
+        if self.cuda and not torch.cuda.is_available():
+            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if not self.study_widths or min(self.study_widths) < 1:
+            raise UserError(f"--study-widths is {self.study_widths}, expected widths of 1 or more; change it.")
+        if self.study and (self.evaluate or self.compare_with or self.capture_video):
+            raise UserError("--study trains many policies; drop --evaluate, --compare-with and --capture-video.")
+
 
 class UserError(Exception):
     """A user's mistake: shown as one sentence, exit code 2."""
@@ -140,24 +151,15 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Args) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "eval_episodes", "gradient_steps", "batch_size", "learning_rate", "hidden_size"]
-    positive += ["hidden_layers", "study_seeds"]
-    not_negative = ["num_demos", "threads", "weight_decay", "study_workers"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
-    require_range(args, ["polyak", "val_fraction"], "of at least 0 and less than 1", lambda x: 0 <= x < 1)
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    if args.cuda and not torch.cuda.is_available():
-        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
-    if not args.study_widths or min(args.study_widths) < 1:
-        raise UserError(f"--study-widths is {args.study_widths}, expected widths of 1 or more; change it.")
-    if args.study and (args.evaluate or args.compare_with or args.capture_video):
-        raise UserError("--study trains and tabulates many policies; drop --evaluate, --compare-with, --capture-video.")
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -810,7 +812,7 @@ def train(args: Args, quiet: bool = False) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "bc", Args)
-    check_args(args)
+    args.check()
     device = torch.device("cuda" if args.cuda else "cpu")
     rng = np.random.default_rng(args.seed)
     demos = load_demos(args.demos, args.env_id, args.num_demos, rng, ("actions", "rewards"))
@@ -910,7 +912,7 @@ def train(args: Args, quiet: bool = False) -> dict:
 
 def evaluate_saved(args: Args) -> dict:
     """--evaluate: returns of a saved policy of any kind, and of the one to --compare-with, as a table and a figure."""
-    check_args(args)
+    args.check()
     policy = read_policy(args.evaluate, "--evaluate")
     demos = load_demos(args.demos, policy["env_id"], 0, np.random.default_rng(), ("rewards",))
     policies = [(short_name(args.evaluate), policy)]
@@ -1016,7 +1018,7 @@ def read_study(path: Path) -> list[dict]:
 
 def study(args: Args) -> list[dict]:
     """--study: every cell that study.csv does not hold yet, then tables and figures; returns the rows."""
-    check_args(args)
+    args.check()
     folder = open_study(args)
     cells = study_cells(args, folder)
     path = folder / "study.csv"

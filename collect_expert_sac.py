@@ -103,6 +103,16 @@ class Train:
     gamma: float = 0.97  # discount factor
     tau: float = 0.005  # how far the target critics move towards the critics at each update
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
+        check_numbers(self, may_be_zero="max_episode_steps threads learning_starts gamma tau")
+        first, last = 2 * self.num_envs, self.total_timesteps - 1
+        if not first <= self.learning_starts <= last:
+            raise UserError(f"--learning-starts is {self.learning_starts}, expected {first} to {last}; change it.")
+        if self.cuda and not torch.cuda.is_available():
+            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+
 
 @dataclass
 class Collect:
@@ -153,22 +163,15 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Train) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "checkpoint_interval", "total_timesteps", "num_envs", "updates_per_step"]
-    positive += ["buffer_size", "batch_size", "hidden_size", "learning_rate"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, ["max_episode_steps", "threads", "learning_starts"], "0 or greater", lambda x: x >= 0)
-    require_range(args, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    first, last = 2 * args.num_envs, args.total_timesteps - 1
-    if not first <= args.learning_starts <= last:
-        raise UserError(f"--learning-starts is {args.learning_starts}, expected {first} to {last}; change it.")
-    if args.cuda and not torch.cuda.is_available():
-        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -868,7 +871,7 @@ def train(args: Train) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "collect_expert_sac", Train)
-    check_args(args)
+    args.check()
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
     envs = make_envs(args.env_id, args.num_envs, args.max_episode_steps, args.seed, args.threads)

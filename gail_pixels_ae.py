@@ -180,6 +180,26 @@ class Args:
     ae_learning_rate: float = 1e-3
     """Adam step size of the autoencoder; falls to a fifth over the second half of the pretraining"""
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["image_size"], "of 16 or more that divides by 8", lambda x: x >= 16 and x % 8 == 0)
+        require_range(self, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+        may_be_zero = "num_demos threads gamma gae_lambda ent_coef vf_coef target_kl grad_penalty_coef disc_ent_coef"
+        check_numbers(self, f"{may_be_zero} pretrain_steps ae_steps inverse_coef predictor_steps")
+        frames, rollout = self.frame_stack, self.num_envs * self.num_steps
+        expected = f"that is even and twice --frame-stack ({frames}) or more"
+        require_range(self, ["ae_batch_size"], expected, lambda x: x >= 2 * frames and x % 2 == 0)
+        least = max(frames, LOOK_AHEAD)
+        require_range(self, ["num_steps"], f"of {least} (--frame-stack, predictor) or more", lambda x: x >= least)
+        expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
+        require_range(self, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
+        needed = rollout + pretraining_frames(self)
+        expected = f"of {needed} or more, the pretraining's frames and one rollout"
+        require_range(self, ["total_timesteps"], expected, lambda x: x >= needed)
+        select_device(self.cuda)
+        if self.env_id != "HalfCheetah-v4":
+            raise UserError(f"--env-id is {self.env_id}, but frames are of HalfCheetah-v4 alone; leave the flag out.")
+
 
 class UserError(Exception):
     """A user's mistake: shown as one sentence, exit code 2."""
@@ -201,34 +221,6 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Args) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
-    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
-    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "frame_stack", "latent_dim"]
-    positive += ["ae_learning_rate"]
-    not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
-    not_negative += ["disc_ent_coef", "pretrain_steps", "ae_steps", "inverse_coef", "predictor_steps"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
-    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
-    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    require_range(args, ["image_size"], "of 16 or more that divides by 8", lambda x: x >= 16 and x % 8 == 0)
-    frames, rollout = args.frame_stack, args.num_envs * args.num_steps
-    expected = f"that is even and twice --frame-stack ({frames}) or more"
-    require_range(args, ["ae_batch_size"], expected, lambda x: x >= 2 * frames and x % 2 == 0)
-    least = max(frames, LOOK_AHEAD)
-    require_range(args, ["num_steps"], f"of {least} (--frame-stack, predictor) or more", lambda x: x >= least)
-    expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
-    require_range(args, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
-    needed = rollout + pretraining_frames(args)
-    expected = f"of {needed} or more, the pretraining's frames and one rollout"
-    require_range(args, ["total_timesteps"], expected, lambda x: x >= needed)
-    select_device(args.cuda)
-    if args.env_id != "HalfCheetah-v4":
-        raise UserError(f"--env-id is {args.env_id}, but frames are made for HalfCheetah-v4 alone; leave the flag out.")
-
-
 def pretraining_frames(args: Args) -> int:
     """Frames of the untrained policy that the run begins with: a rollout for the autoencoder, one for the predictor."""
     return args.num_envs * args.num_steps * ((args.pretrain_steps > 0 and not args.faithful) + has_predictor(args))
@@ -239,7 +231,15 @@ def has_predictor(args: Args) -> bool:
     return args.predictor_steps > 0 and args.policy_obs == "latent" and not args.faithful
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
+    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
+
+
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -1563,9 +1563,9 @@ def train(args: Args) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_pixels_ae", Args)
-    check_args(args)
+    args.check()
     device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size", "ae_batch_size"])
-    check_args(mine)
+    mine.check()
     own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("qpos",))
     max_episode_steps, threads = demos.metadata["max_episode_steps"], mine.threads

@@ -136,6 +136,23 @@ class Args:
     burn_in_steps: int = 0
     """discriminator steps on the first rollout, before the policy may change; useful with --bc-warm-start"""
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+        may_be_zero = "num_demos threads gamma gae_lambda ent_coef vf_coef target_kl grad_penalty_coef disc_ent_coef"
+        check_numbers(self, f"{may_be_zero} burn_in_steps")
+        rollout = self.num_envs * self.num_steps
+        expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
+        require_range(self, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
+        expected = f"of {rollout} or more, one rollout (num-envs x num-steps)"
+        require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
+        if self.cuda and not torch.cuda.is_available():
+            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if self.burn_in_steps and self.reward_source == "env":
+            raise UserError("--burn-in-steps trains the discriminator, but --reward-source env has none; drop one.")
+        if self.reward_source == "combined" and not self.normalize_reward:
+            raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
+
 
 class UserError(Exception):
     """A user's mistake: shown as one sentence, exit code 2."""
@@ -157,31 +174,15 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Args) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
-    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
-    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "disc_interval"]
-    not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef"]
-    not_negative += ["disc_ent_coef", "burn_in_steps"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
-    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    rollout = args.num_envs * args.num_steps
-    if 2 * args.num_minibatches > rollout:
-        raise UserError(f"--num-minibatches is {args.num_minibatches}, but a rollout has {rollout} steps; lower it.")
-    if args.total_timesteps < rollout:
-        raise UserError(f"--total-timesteps is {args.total_timesteps}, but one rollout takes {rollout}; raise it.")
-    if args.cuda and not torch.cuda.is_available():
-        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
-    if args.burn_in_steps and args.reward_source == "env":
-        raise UserError("--burn-in-steps trains the discriminator, which --reward-source env does not use; drop one.")
-    if args.reward_source == "combined" and not args.normalize_reward:
-        raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -1030,9 +1031,9 @@ def train(args: Args) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_ppo", Args)
-    check_args(args)
+    args.check()
     device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size"])
-    check_args(mine)
+    mine.check()
     own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), ("actions",))
     max_episode_steps, demos_mean = demos.metadata["max_episode_steps"], demos.returns.mean()
@@ -1180,7 +1181,7 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
 
 def evaluate_policy_file(args: Args) -> None:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
-    check_args(args)
+    args.check()
     policy, rows = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"}), [("policy", args.evaluate)]
     try:
         for name, sampled in (("mean action", False), ("sampled", True)):

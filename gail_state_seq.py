@@ -137,6 +137,26 @@ class Args:
     grad_penalty_coef: float = 0.03  # weight of the discriminator's gradient penalty
     disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+        may_be_zero = "num_demos threads gamma gae_lambda ent_coef vf_coef target_kl grad_penalty_coef disc_ent_coef"
+        check_numbers(self, may_be_zero)
+        rollout = self.num_envs * self.num_steps
+        expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
+        require_range(self, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
+        expected = f"of {rollout} or more, one rollout (num-envs x num-steps)"
+        require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
+        if self.cuda and not torch.cuda.is_available():
+            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if self.discriminator == "transformer":
+            heads = TransformerDiscriminator.heads
+            require_range(
+                self, ["disc_hidden_size"], f"that is a multiple of {heads} (heads)", lambda x: x % heads == 0
+            )
+        if self.reward_source == "combined" and not self.normalize_reward:
+            raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
+
 
 class UserError(Exception):
     """A user's mistake: shown as one sentence, exit code 2."""
@@ -158,32 +178,15 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Args) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
-    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "disc_learning_rate", "clip_coef"]
-    positive += ["max_grad_norm", "disc_steps", "disc_batch_size", "disc_hidden_size", "seq_len"]
-    not_negative = ["num_demos", "threads", "ent_coef", "vf_coef", "target_kl", "grad_penalty_coef", "disc_ent_coef"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
-    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    rollout = args.num_envs * args.num_steps
-    if 2 * args.num_minibatches > rollout:
-        raise UserError(f"--num-minibatches is {args.num_minibatches}, but a rollout has {rollout} steps; lower it.")
-    if args.total_timesteps < rollout:
-        raise UserError(f"--total-timesteps is {args.total_timesteps}, but one rollout takes {rollout}; raise it.")
-    if args.cuda and not torch.cuda.is_available():
-        raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
-    if args.discriminator == "transformer" and args.disc_hidden_size % TransformerDiscriminator.heads:
-        raise UserError(
-            f"--disc-hidden-size is {args.disc_hidden_size}, expected a multiple of 4, one part a head; change it."
-        )
-    if args.reward_source == "combined" and not args.normalize_reward:
-        raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -1147,9 +1150,9 @@ def train(args: Args) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "gail_state_seq", Args)
-    check_args(args)
+    args.check()
     device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size"])
-    check_args(mine)
+    mine.check()
     own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
     required = ("actions",) if args.use_actions else ()
     demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
@@ -1304,7 +1307,7 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
 
 def evaluate_policy_file(args: Args) -> None:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
-    check_args(args)
+    args.check()
     policy, rows = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"}), [("policy", args.evaluate)]
     try:
         for name, sampled in (("mean action", False), ("sampled", True)):

@@ -150,6 +150,17 @@ class Args:
     env_id: typing.ClassVar[str] = "PointNav"
     disc_loss: typing.ClassVar[str] = "bce"
 
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        require_range(self, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+        may_be_zero = "gamma gae_lambda noise_std ent_coef vf_coef cg_damping grad_penalty_coef disc_ent_coef"
+        check_numbers(self, may_be_zero)
+        rollout = self.num_envs * self.num_steps
+        expected = f"of at most {rollout}, the steps of a rollout (num-envs x num-steps)"
+        require_range(self, ["num_minibatches"], expected, lambda x: x <= rollout)
+        expected = f"of {rollout} or more, one rollout (num-envs x num-steps)"
+        require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
+
 
 class UserError(Exception):
     """A user's mistake: shown as one sentence, exit code 2."""
@@ -171,25 +182,15 @@ def parse_args(argv: list[str], args_type):
     return args
 
 
-def check_args(args: Args) -> None:
-    """Raise UserError for a setting out of range, before anything is written."""
-    positive = ["eval_interval", "eval_episodes", "checkpoint_interval", "total_timesteps", "num_envs", "num_steps"]
-    positive += ["num_minibatches", "update_epochs", "hidden_size", "learning_rate", "clip_coef", "max_grad_norm"]
-    positive += ["expert_episodes", "max_kl", "cg_iterations", "value_steps", "value_learning_rate"]
-    positive += ["disc_learning_rate", "disc_steps", "disc_batch_size", "disc_hidden_size", "fresh_disc_steps"]
-    not_negative = ["noise_std", "ent_coef", "vf_coef", "cg_damping", "grad_penalty_coef", "disc_ent_coef"]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-    require_range(args, not_negative, "0 or greater", lambda x: x >= 0)
-    require_range(args, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
+def check_numbers(args, may_be_zero: str) -> None:
+    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
+    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    rollout = args.num_envs * args.num_steps
-    if args.num_minibatches > rollout:
-        raise UserError(f"--num-minibatches is {args.num_minibatches}, but a rollout has {rollout} steps; lower it.")
-    if args.total_timesteps < rollout:
-        raise UserError(f"--total-timesteps is {args.total_timesteps}, but one rollout takes {rollout}; raise it.")
+    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
+    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: list[str], expected: str, accepts) -> None:
+def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -1062,7 +1063,7 @@ def train(args: Args) -> dict:
     resume_path, saved = args.resume, None
     if resume_path:
         saved, args = load_checkpoint(resume_path, "toy_pointnav", Args)
-    check_args(args)
+    args.check()
 
     expert_act = make_expert(args.continuous, args.seed)
     demos = play_episodes(expert_act, args.expert_episodes, args.seed + 1000, args.continuous, args.noise_std)
@@ -1193,7 +1194,7 @@ def table_rows(played: dict[str, Episodes]) -> list[tuple[str, str]]:
 
 def evaluate_saved_policy(args: Args) -> dict:
     """--evaluate: a saved policy beside the expert, from the same starts."""
-    check_args(args)
+    args.check()
     policy = load_saved(args.evaluate, "--evaluate", {"env_id": args.env_id})
     try:
         played = evaluate(policy, args.eval_episodes, args.noise_std, args.seed + 20_000)

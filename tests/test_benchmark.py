@@ -53,7 +53,7 @@ def test_every_command_of_every_suite_parses(suite):
     for _, script, flags, seeds in run.SUITES[suite]:
         module = importlib.import_module(script.removesuffix(".py"))
         args = module.parse_args([*flags, "--seed", str(seeds[0])], module.Args)
-        module.check_args(args)
+        args.check()
 
 
 def test_one_seed_shows_no_spread():

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["bc", "gail_ppo", "gail_state_seq", "gail_pixels_ae", "collect_expert_sac", "toy_pointnav"]
 SCRIPTS = [ROOT / f"{name}.py" for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
-OWN = {"Args", "check_args", "train", "evaluate", "main"}  # one role in every script, about that script's settings
+OWN = {"Args", "train", "evaluate", "main"}  # one role in every script, about that script's settings
 
 
 def definitions(path: Path) -> dict[str, str]:

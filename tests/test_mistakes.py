@@ -103,7 +103,7 @@ TABLE = [
     (("gail_pixels_ae",), "--env-id Hopper-v4", "frames are made for HalfCheetah-v4 alone"),
     (("bc",), "--val-fraction 1", "--val-fraction is 1.0"),
     (("bc",), "--polyak 1", "--polyak is 1.0"),
-    (("bc",), "--study --capture-video", "--study trains and tabulates many policies"),
+    (("bc",), "--study --capture-video", "--study trains many policies"),
     (("bc",), "--compare-with {}/bare.pt", "--compare-with {}/bare.pt: its env_id is None, expected HalfCheetah-v4"),
     (("collect_expert_sac",), "--learning-starts 1", "--learning-starts is 1, expected"),
     (("collect_expert_sac",), "--buffer-size 0", "--buffer-size is 0"),

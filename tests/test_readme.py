@@ -33,7 +33,7 @@ def test_every_command_parses(command):
     if script == "collect_expert_sac.py":
         module.parse_args(flags, module.Train | module.Collect | module.Inspect | module.Convert)
     else:
-        module.check_args(module.parse_args(flags, module.Args))
+        module.parse_args(flags, module.Args).check()
 
 
 def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):

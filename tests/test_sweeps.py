@@ -43,7 +43,7 @@ def test_a_sweep_is_one_that_its_script_takes(name):
             key, value = flag[2:].split("=")
             assert str(getattr(args, key)) == value or float(getattr(args, key)) == float(value)
         assert args.track
-        script.check_args(args)
+        args.check()
 
 
 def test_every_script_has_a_sweep():
