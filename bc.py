@@ -22,7 +22,8 @@ Details that matter:
     asks for a task whose good returns are positive.
  7. Weight decay keeps the network from fitting the noise in the demonstrated actions. Without it training longer makes
     the policy worse (bc_short.csv in benchmark/results): the loss on held-out episodes rises and more episodes fall.
- 8. `policy.pt` has tanh layers, as those of `gail_ppo.py`: with `--loss nll` the two are of one kind.
+ 8. The deterministic policy ends in a tanh, as the expert does: most of its actions lie near the bounds, where a mean
+    that is clipped afterwards learns nothing about how far it is beyond them. ReLU beats tanh and SiLU inside.
 
 Commands (two CPU cores):
 
@@ -70,7 +71,7 @@ from tqdm import tqdm
 
 FORMAT_VERSION = 1
 OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of a "tanh_gaussian" policy, see collect_expert_sac.py
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of a Gaussian policy that another script saved
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 WIDE_LEVEL, WIDE = "stochastic-one", 4096  # the cell that --study-wide adds
 
@@ -104,7 +105,7 @@ class Args:
     """mean squared error of a deterministic policy, or negative log-likelihood of a Gaussian one"""
     gradient_steps: int = 4000  # minibatch steps of the whole run
     batch_size: int = 256  # (state, action) pairs in a minibatch
-    learning_rate: float = 2e-3  # Adam step size
+    learning_rate: float = 4e-3  # Adam step size
     anneal_lr: bool = True  # let the step size fall linearly to zero over the run
     weight_decay: float = 0.3  # decoupled weight decay (AdamW)
     hidden_size: int = 256  # width of the hidden layers
@@ -408,13 +409,20 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
 
 
 class Cloner(nn.Module):
-    """The policy: mean action of standardized observations (B, O) -> (B, A), and with gaussian a log standard deviation
-    (A,) that does not depend on the state."""
+    """The policy: mean action of standardized observations, (B, O) -> (B, A). The deterministic one is squashed by tanh
+    into the bounds, as the expert's is; the gaussian one is not, and has a log standard deviation (A,)."""
 
-    def __init__(self, sizes: list[int], gaussian: bool, generator: Generator):
+    def __init__(self, sizes: list[int], envs, gaussian: bool, generator: Generator):
         super().__init__()
-        self.mean = mlp(sizes, nn.Tanh, 0.01, generator)
+        self.net = mlp(sizes, nn.ReLU, 0.01, generator)
         self.log_std = nn.Parameter(torch.full((sizes[-1],), -0.5)) if gaussian else None
+        for name in ("low", "high"):
+            bound = torch.as_tensor(getattr(envs, f"action_{name}"), dtype=torch.float32)
+            self.register_buffer(name, bound, persistent=False)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = self.net(obs)
+        return x if self.log_std is not None else self.low + 0.5 * (torch.tanh(x) + 1) * (self.high - self.low)
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -434,7 +442,7 @@ def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def cloning_loss(model: Cloner, obs: Tensor, actions: Tensor) -> Tensor:
     """What is minimized, (B, O), (B, A) -> (): mean squared error per action dimension, or negative log-likelihood in
     nats per pair where the policy is Gaussian."""
-    mean = model.mean(obs)
+    mean = model(obs)
     if model.log_std is None:
         return F.mse_loss(mean, actions)
     return -gaussian_log_prob(actions, mean, model.log_std).mean()
@@ -492,12 +500,16 @@ def split_losses(model: Cloner, pairs: Pairs) -> dict[str, float]:
 
 def policy_to_save(model: Cloner, pairs: Pairs, env_id: str, max_episode_steps: int) -> dict:
     """The content of policy.pt, which every script of this project can read."""
-    sizes = [model.mean[0].in_features, *(layer.out_features for layer in model.mean if isinstance(layer, nn.Linear))]
-    kind = "deterministic" if model.log_std is None else "gaussian"  # both: tanh layers, clipped to the bounds
-    policy = {"format_version": FORMAT_VERSION, "kind": kind, "env_id": env_id, "sizes": sizes}
-    policy |= {"weights": {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}}
-    policy |= {"obs_mean": pairs.obs_mean.cpu(), "obs_std": pairs.obs_std.cpu(), "obs_clip": OBS_CLIP}
-    return policy | {"max_episode_steps": max_episode_steps}
+    weights = {name: w.detach().cpu().clone() for name, w in model.net.state_dict().items()}
+    kind, weight, bias = "deterministic", *list(weights)[-2:]
+    if model.log_std is not None:  # as gail_ppo.py's: the last layer tells mean and log_std, here of any state the same
+        kind, log_std = "gaussian", model.log_std.detach().cpu()
+        weights |= {weight: torch.cat([weights[weight], torch.zeros_like(weights[weight])])}
+        weights |= {bias: torch.cat([weights[bias], log_std])}
+    sizes = [model.net[0].in_features, *(len(w) for w in weights.values() if w.ndim == 1)]
+    policy = {"format_version": FORMAT_VERSION, "kind": kind, "activation": "relu", "env_id": env_id, "sizes": sizes}
+    policy |= {"weights": weights, "obs_mean": pairs.obs_mean.cpu(), "obs_std": pairs.obs_std.cpu()}
+    return policy | {"obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
 
 
 def load_any_actor(
@@ -506,24 +518,27 @@ def load_any_actor(
     """The action in bounds (B, A) as a function of raw observations (B, O) and noise (B, A), from the content of a
     policy.pt of any kind. Noise is in units of the policy's standard deviation: zero gives the mean action.
 
-    deterministic: tanh layers, clipped; gaussian: the same with a log_std; tanh_gaussian: ReLU layers to mean and raw
-    log_std of a Gaussian squashed by tanh and stretched to the bounds (collect_expert_sac.py).
+    gaussian: layers to mean and log_std, clipped to the bounds; tanh_gaussian: squashed by tanh and stretched to the
+    bounds (collect_expert_sac.py); deterministic: the same without log_std.
     """
-    squashed, weights = policy["kind"] == "tanh_gaussian", policy["weights"]
+    kind, weights = policy["kind"], policy["weights"]
+    activation = F.silu if policy.get("activation") == "silu" else F.relu
     layers = [(w, weights[name.removesuffix("weight") + "bias"]) for name, w in weights.items() if w.ndim == 2]
-    log_std = weights.get("log_std", torch.tensor(-math.inf))
 
     @torch.inference_mode()
     def act(obs: np.ndarray, noise: Tensor) -> np.ndarray:
         x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
         x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
         for i, (weight, bias) in enumerate(layers):
-            x = F.linear((F.relu(x) if squashed else torch.tanh(x)) if i else x, weight, bias)
-        if not squashed:
-            return np.clip((x + log_std.exp() * noise).numpy(), low, high)
-        mean, raw = x.chunk(2, dim=-1)
-        std = torch.exp(LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1))
-        return low + 0.5 * (torch.tanh(mean + std * noise).numpy() + 1) * (high - low)
+            x = F.linear(activation(x) if i else x, weight, bias)
+        if kind != "deterministic":
+            mean, log_std = x.chunk(2, dim=-1)
+            if kind == "tanh_gaussian":
+                log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
+            x = mean + log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp() * noise
+        if kind == "gaussian":
+            return np.clip(x.numpy(), low, high)
+        return low + 0.5 * (torch.tanh(x).numpy() + 1) * (high - low)
 
     return act
 
@@ -819,6 +834,8 @@ def train(args: Args, quiet: bool = False) -> dict:
     max_episode_steps = demos.metadata["max_episode_steps"]
     envs = make_envs(args.env_id, 1, max_episode_steps, args.seed, 1)
     check_dimensions(demos, envs, args.demos)
+    if args.loss == "mse" and not np.isfinite([envs.action_low, envs.action_high]).all():
+        raise UserError(f"--loss mse ends in the action's bounds, and {args.env_id} has none; give --loss nll.")
     other = read_policy(args.compare_with, "--compare-with", args.env_id) if args.compare_with else None
     demos_mean, expert_mean = demos.returns.mean(), demos.metadata.get("expert_return_mean", math.nan)
     held_out = split_episodes(len(demos.lengths), args.val_fraction, rng)
@@ -826,7 +843,7 @@ def train(args: Args, quiet: bool = False) -> dict:
 
     generator = Generator().manual_seed(args.seed)
     sizes = [envs.obs_dim, *[args.hidden_size] * args.hidden_layers, envs.action_dim]
-    model = Cloner(sizes, args.loss == "nll", generator).to(device)
+    model = Cloner(sizes, envs, args.loss == "nll", generator).to(device)
     slow = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     parts = {"model": model, "slow": slow, "optimizer": optimizer, "generator": generator}

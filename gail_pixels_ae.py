@@ -93,6 +93,7 @@ FORMAT_VERSION = 1
 REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
 OBS_CLIP = 10.0  # standardized inputs are clipped to [-OBS_CLIP, OBS_CLIP]
+INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 CAMERA_DISTANCE, CAMERA_ELEVATION = 2.4, 8.0  # metres and degrees; positive: the camera looks up
 VIEW_CENTRE, VIEW_HEIGHT, VIEW_ASPECT = 0.56, 1.2, 12 / 7  # metres above the floor, metres, width by height
 INVERSE_HIDDEN = 256  # width of the inverse model's hidden layer
@@ -504,14 +505,18 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
 
 
 class Agent(nn.Module):
-    """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
-    observations (B, O)."""
+    """Gaussian policy and value function. Both read standardized observations (..., O)."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
-        self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
-        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
-        self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
+        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
+
+    def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the action, (..., A) each."""
+        mean, log_std = self.actor(obs).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -528,9 +533,9 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 def agent_optimizer(agent: Agent, learning_rate: float) -> Adam:
     """Adam with a smaller step size for the first layers, where they have many inputs: a step moves each weight by up
     to its size, so a layer of 274 latents and actions would move the policy 16 times as far as one of 17 states."""
-    first = [*agent.actor_mean[0].parameters(), *agent.critic[0].parameters()]
+    first = [*agent.actor[0].parameters(), *agent.critic[0].parameters()]
     others = [p for p in agent.parameters() if all(p is not q for q in first)]
-    scale = min(1.0, FULL_STEP_INPUTS / agent.actor_mean[0].in_features)
+    scale = min(1.0, FULL_STEP_INPUTS / agent.actor[0].in_features)
     groups = [(others, learning_rate), (first, scale * learning_rate)]
     groups = [{"params": parameters, "lr": lr, "initial_lr": lr} for parameters, lr in groups]
     return Adam(groups, eps=1e-5, fused=True)
@@ -541,7 +546,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: Generator):
         super().__init__()
-        self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+        self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
         for i in range(0, len(self.net), 2) if spectral_norm else ():  # the linear layers
             self.net[i] = nn.utils.parametrizations.spectral_norm(self.net[i])
 
@@ -899,7 +904,6 @@ class PixelCollector:
         """Act num_steps times in every environment, with sampled actions or their means; statistics holds the
         (mean, std) of "latent" and of "state"."""
         envs, steps = self.envs, []
-        std = agent.log_std.exp() * sampled
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
 
         def look(latents: Tensor) -> Tensor:
@@ -917,8 +921,8 @@ class PixelCollector:
         for t in range(num_steps):
             memory = remember(look(latents))
             obs = observe(memory, self.state)
-            mean = agent.actor_mean(obs)
-            action = mean + std * noise[t]
+            mean, log_std = agent.policy(obs)
+            action = mean + sampled * log_std.exp() * noise[t]
             executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
             self.state, reward, terminated, truncated, final_state = envs.step(executed)
             ended = terminated | truncated
@@ -930,7 +934,7 @@ class PixelCollector:
             newest = encode_all(self.autoencoder, view)[:, None]
             latents = torch.cat([latents[:, 1:], newest], dim=1)
             seen = look(latents)
-            next_obs, log_prob = observe(remember(seen), final_state), gaussian_log_prob(action, mean, agent.log_std)
+            next_obs, log_prob = observe(remember(seen), final_state), gaussian_log_prob(action, mean, log_std)
             steps.append((obs, next_obs, action, log_prob, memory, seen, view, executed, reward, terminated, ended))
 
             if ended.any():
@@ -1019,14 +1023,15 @@ def update_policy(
         order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
         for minibatch in order.tensor_split(args.num_minibatches):
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
-            log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
+            mean, log_std = agent.policy(obs)
+            log_ratio = gaussian_log_prob(action, mean, log_std) - old_log_prob
             if args.norm_adv:
                 whole = everyones(advantage)
                 advantage = (advantage - whole.mean()) / (whole.std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
-            entropy = gaussian_entropy(agent.log_std)
+            entropy = gaussian_entropy(log_std).mean()
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             average_gradients(optimizer)
@@ -1119,12 +1124,12 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     eyes, weights = content["autoencoder"], content["agent"]
     autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, *eyes["mean_frame"].shape, args.latent_dim)
     autoencoder.load_state_dict(eyes)
-    hidden_size, obs_dim = weights["actor_mean.0.weight"].shape
-    agent = Agent(obs_dim, len(weights["log_std"]), hidden_size, Generator())
+    (hidden_size, obs_dim), action_dim = weights["actor.0.weight"].shape, len(weights["actor.4.bias"]) // 2
+    agent = Agent(obs_dim, action_dim, hidden_size, Generator())
     agent.load_state_dict(weights)
     predictor = None
     if has_predictor(args):
-        predictor = Predictor(args.latent_dim, args.frame_stack, len(weights["log_std"]), Generator()).to(device)
+        predictor = Predictor(args.latent_dim, args.frame_stack, action_dim, Generator()).to(device)
         predictor.load_state_dict(content["predictor"])
     statistics = {name: tuple(x.to(device) for x in pair) for name, pair in content["statistics"].items()}
     networks = {"agent": agent.to(device), "autoencoder": autoencoder.to(device), "predictor": predictor}
@@ -1687,7 +1692,9 @@ def train(args: Args) -> dict:
         rows, pressed = zip(*gather((row, ctrl_c.is_set())))
         row = mean_row(rows) | {"global_step": step}
         recent.append(row)
-        signs = signs_of_collapse(list(recent), agent.log_std.exp().mean().item(), [entry[3] for entry in evaluations])
+        with torch.no_grad():
+            action_std = agent.policy(rollout.obs)[1].exp().mean().item()
+        signs = signs_of_collapse(list(recent), action_std, [entry[3] for entry in evaluations])
         for sign in signs.keys() - warned if RANK == 0 else ():
             warned.add(sign)
             bar.write(f"warning: at frame {step} {sign}; {signs[sign]}.", file=sys.stderr)

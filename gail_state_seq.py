@@ -74,6 +74,7 @@ from tqdm import tqdm
 FORMAT_VERSION = 1
 REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
 OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 
 
 @dataclass
@@ -98,13 +99,13 @@ class Args:
     threads: int = 0  # threads that step the physics (0: one a core); results do not depend on it
 
     total_timesteps: int = 1_000_000  # environment steps of the whole run
-    num_envs: int = 64  # parallel environments (N)
+    num_envs: int = 32  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let that step size fall linearly to zero over the run
     gamma: float = 0.97  # discount factor
     gae_lambda: float = 0.9  # lambda of generalized advantage estimation
-    num_minibatches: int = 8  # minibatches per epoch of the PPO update
+    num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
     norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.2  # clipping of the probability ratio
@@ -131,10 +132,10 @@ class Args:
     disc_loss: Literal["bce", "wgan"] = "bce"
     """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
     disc_learning_rate: float = 1e-3  # Adam step size of the discriminator
-    disc_steps: int = 20  # minibatch steps of the discriminator per rollout
+    disc_steps: int = 10  # minibatch steps of the discriminator per rollout
     disc_batch_size: int = 512  # expert transitions, and as many of the policy's, in a discriminator minibatch
     disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
-    grad_penalty_coef: float = 0.03  # weight of the discriminator's gradient penalty
+    grad_penalty_coef: float = 0.1  # weight of the discriminator's gradient penalty
     disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
 
     def check(self) -> None:
@@ -394,14 +395,18 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
 
 
 class Agent(nn.Module):
-    """Gaussian policy with a state-independent standard deviation, and a value function. Both read standardized
-    observations (B, O)."""
+    """Gaussian policy and value function. Both read standardized observations (..., O)."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
-        self.actor_mean = mlp([obs_dim, hidden_size, hidden_size, action_dim], nn.Tanh, 0.01, generator)
-        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.Tanh, 1.0, generator)
-        self.log_std = nn.Parameter(torch.full((action_dim,), -0.5))
+        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
+
+    def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the action, (..., A) each."""
+        mean, log_std = self.actor(obs).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -420,7 +425,7 @@ class MLPDiscriminator(nn.Module):
 
     def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
         super().__init__()
-        self.net = mlp([seq_len * token_dim, hidden_size, hidden_size, 1], nn.ReLU, 1.0, generator)
+        self.net = mlp([seq_len * token_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
 
     def forward(self, windows: Tensor) -> Tensor:
         return self.net(windows.flatten(-2)).squeeze(-1)
@@ -679,24 +684,24 @@ class Collector:
     @torch.no_grad()
     def rollout(self, agent: Agent, num_steps: int, generator: Generator) -> Rollout:
         """Sample num_steps actions in every environment."""
-        envs, std, steps = self.envs, agent.log_std.exp(), []
+        envs, steps = self.envs, []
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
         for t in range(num_steps):
             obs = self.standardized(self.obs)
-            mean = agent.actor_mean(obs)
-            action = mean + std * noise[t]
+            mean, log_std = agent.policy(obs)
+            action = mean + log_std.exp() * noise[t]
             executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
             self.obs, reward, terminated, truncated, final_obs = envs.step(executed)
             ended = terminated | truncated
-            steps.append((obs, action, mean, executed, reward, terminated, ended, final_obs))
+            steps.append((obs, action, mean, log_std, executed, reward, terminated, ended, final_obs))
             self.episode_return += reward
             self.episode_length += 1
             self.finished.extend(zip(self.episode_return[ended].tolist(), self.episode_length[ended].tolist()))
             self.episode_return[ended], self.episode_length[ended] = 0.0, 0
         columns = list(zip(*steps))
-        obs, action, mean = (torch.stack(column) for column in columns[:3])
-        executed, reward, terminated, ended = (torch.from_numpy(np.stack(x)).to(self.device) for x in columns[3:7])
-        next_obs, log_prob = self.standardized(np.stack(columns[7])), gaussian_log_prob(action, mean, agent.log_std)
+        obs, action, mean, log_std = (torch.stack(column) for column in columns[:4])
+        executed, reward, terminated, ended = (torch.from_numpy(np.stack(x)).to(self.device) for x in columns[4:8])
+        next_obs, log_prob = self.standardized(np.stack(columns[8])), gaussian_log_prob(action, mean, log_std)
         return Rollout(obs, next_obs, action, executed.float(), log_prob, reward.float(), terminated, ended)
 
     def state_dict(self) -> dict:
@@ -768,14 +773,15 @@ def update_policy(
         order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
         for minibatch in order.tensor_split(args.num_minibatches):
             obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
-            log_ratio = gaussian_log_prob(action, agent.actor_mean(obs), agent.log_std) - old_log_prob
+            mean, log_std = agent.policy(obs)
+            log_ratio = gaussian_log_prob(action, mean, log_std) - old_log_prob
             if args.norm_adv:
                 whole = everyones(advantage)
                 advantage = (advantage - whole.mean()) / (whole.std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_clip = args.clip_coef if args.clip_vloss else None
             value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
-            entropy = gaussian_entropy(agent.log_std)
+            entropy = gaussian_entropy(log_std).mean()
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             average_gradients(optimizer)
@@ -795,16 +801,19 @@ def update_policy(
 # Evaluation
 
 
-def load_actor(policy: dict) -> typing.Callable[[np.ndarray], Tensor]:
-    """The mean action (B, A) as a function of raw observations (B, O), from the content of a "gaussian" policy.pt."""
-    actor = mlp(policy["sizes"], nn.Tanh, 0.01, Generator())
-    actor.load_state_dict({name[5:]: w for name, w in policy["weights"].items() if name.startswith("mean.")})
+def load_actor(policy: dict) -> typing.Callable[[np.ndarray], tuple[Tensor, Tensor]]:
+    """Mean and log standard deviation of the action, (B, A) each, as a function of raw observations (B, O), from the
+    content of a "gaussian" policy.pt."""
+    actor = mlp(policy["sizes"], nn.SiLU if policy["activation"] == "silu" else nn.ReLU, 0.01, Generator())
+    actor.load_state_dict(policy["weights"])
 
     @torch.inference_mode()
-    def mean_action(obs: np.ndarray) -> Tensor:
-        return actor(standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"]))
+    def act(obs: np.ndarray) -> tuple[Tensor, Tensor]:
+        x = standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"])
+        mean, log_std = actor(x).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    return mean_action
+    return act
 
 
 def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
@@ -813,12 +822,12 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
     policy is the content of a policy.pt; environments and random numbers are the evaluation's own.
     """
     envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
-    mean_action, std = load_actor(policy), policy["weights"]["log_std"].exp() * sampled
-    generator = Generator().manual_seed(seed)
+    act, generator = load_actor(policy), Generator().manual_seed(seed)
     obs = envs.reset()
     returns, running = np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
-        action = mean_action(obs) + std * torch.randn((episodes, envs.action_dim), generator=generator)
+        mean, log_std = act(obs)
+        action = mean + sampled * log_std.exp() * torch.randn(mean.shape, generator=generator)
         obs, reward, terminated, truncated, _ = envs.step(np.clip(action.numpy(), envs.action_low, envs.action_high))
         returns += reward * running
         running &= ~(terminated | truncated)
@@ -827,12 +836,12 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
 
 def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
     """The content of policy.pt, which every script of this project can read."""
-    weights = {f"mean.{name}": w.detach().cpu().clone() for name, w in agent.actor_mean.state_dict().items()}
-    sizes = [agent.actor_mean[0].in_features, *(x.out_features for x in agent.actor_mean if isinstance(x, nn.Linear))]
-    # gaussian: tanh layers to the mean, a state-independent log_std, actions clipped to the bounds
-    policy = {"format_version": FORMAT_VERSION, "kind": "gaussian", "env_id": env_id, "sizes": sizes}
-    policy |= {"weights": weights | {"log_std": agent.log_std.detach().cpu().clone()}, "obs_mean": obs_mean.cpu()}
-    return policy | {"obs_std": obs_std.cpu(), "obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
+    weights = {name: w.detach().cpu().clone() for name, w in agent.actor.state_dict().items()}
+    sizes = [agent.actor[0].in_features, *(x.out_features for x in agent.actor if isinstance(x, nn.Linear))]
+    # gaussian: layers to mean and log standard deviation of an action that is then clipped to the bounds
+    policy = {"format_version": FORMAT_VERSION, "kind": "gaussian", "activation": "silu", "env_id": env_id}
+    policy |= {"sizes": sizes, "weights": weights, "obs_mean": obs_mean.cpu(), "obs_std": obs_std.cpu()}
+    return policy | {"obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
 
 
 # Several processes: `torchrun --nproc-per-node W` starts W of these, which share environments and minibatches
@@ -1076,9 +1085,9 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
     except Exception as error:  # GL libraries fail in many ways
         reason = type(error).__name__
         raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
-    mean_action, ended = load_actor(policy), False
+    act, ended = load_actor(policy), False
     while not ended:
-        action = np.clip(mean_action(obs).numpy(), env.action_space.low, env.action_space.high)
+        action = np.clip(act(obs)[0].numpy(), env.action_space.low, env.action_space.high)
         obs, _, terminated, truncated, _ = env.step(action)
         frames.append(env.render())
         ended = terminated or truncated

@@ -435,10 +435,8 @@ def test_first_layers_of_many_inputs_take_smaller_steps():
         optimizer = script.agent_optimizer(agent, 0.01)
         steps = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         assert len(steps) == len(list(agent.parameters()))
-        assert (
-            steps[id(agent.actor_mean[0].weight)] == steps[id(agent.critic[0].bias)] == pytest.approx(0.01 * expected)
-        )
-        assert steps[id(agent.log_std)] == steps[id(agent.actor_mean[2].weight)] == 0.01
+        assert steps[id(agent.actor[0].weight)] == steps[id(agent.critic[0].bias)] == pytest.approx(0.01 * expected)
+        assert steps[id(agent.actor[4].bias)] == steps[id(agent.actor[2].weight)] == 0.01
 
 
 # Diagnostics

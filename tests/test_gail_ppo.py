@@ -208,6 +208,17 @@ def test_gaussian_log_prob_and_entropy_equal_torch():
     np.testing.assert_allclose(g.gaussian_entropy(log_std), reference.entropy()[0], rtol=1e-5)
 
 
+def test_the_policys_deviation_begins_as_asked_hangs_on_the_state_and_is_bounded():
+    agent, obs = g.Agent(17, 6, 16, torch.Generator().manual_seed(0)), torch.randn(50, 17)
+    mean, log_std = agent.policy(obs)
+    assert mean.shape == log_std.shape == (50, 6)
+    np.testing.assert_allclose(log_std.detach(), g.INITIAL_LOG_STD, atol=0.1)
+    assert (log_std.std(0) > 0).all()
+    agent.actor[-1].bias.data[6:] = torch.tensor([-99.0, 99, 0, 0, 0, 0])
+    log_std = agent.policy(obs)[1]
+    assert (log_std[:, 0] == g.LOG_STD_MIN).all() and (log_std[:, 1] == g.LOG_STD_MAX).all()
+
+
 def test_policy_loss_inside_and_beyond_the_clip():
     advantage = torch.tensor([2.0])
 
@@ -350,7 +361,7 @@ def test_discriminator_and_environment_see_the_clipped_action():
     envs = g.BatchHalfCheetah(4, 10, 0, 1)
     generator = torch.Generator().manual_seed(0)
     agent = g.Agent(17, 6, 8, generator)
-    agent.log_std.data.fill_(1.0)
+    agent.actor[-1].bias.data[6:] = 1.0
     collector = g.Collector(envs, torch.zeros(17), torch.ones(17), torch.device("cpu"))
     seen, step = [], envs.step
     envs.step = lambda actions: (seen.append(actions), step(actions))[1]
@@ -372,7 +383,7 @@ def test_rollout_is_continuous_and_keeps_true_next_observations():
     assert ended[:, 0].nonzero().flatten().tolist() == [4, 9]
     same = (obs[1:] == next_obs[:-1]).all(-1)
     assert (same == ~ended[:-1]).all()
-    expected = g.gaussian_log_prob(first.actions, agent.actor_mean(first.obs), agent.log_std)
+    expected = g.gaussian_log_prob(first.actions, *agent.policy(first.obs))
     np.testing.assert_allclose(first.log_probs, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
@@ -381,15 +392,15 @@ def test_policy_update_moves_towards_better_actions_and_learns_the_value():
     agent = g.Agent(17, 6, 16, generator)
     rollout = toy_rollout(32, 16)
     with torch.no_grad():
-        mean = agent.actor_mean(rollout.obs)
-        rollout.actions = mean + agent.log_std.exp() * torch.randn(mean.shape, generator=generator)
-        rollout.log_probs = g.gaussian_log_prob(rollout.actions, mean, agent.log_std)
+        mean, log_std = agent.policy(rollout.obs)
+        rollout.actions = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        rollout.log_probs = g.gaussian_log_prob(rollout.actions, mean, log_std)
     rewards = rollout.actions[..., 0]  # the larger the first action, the better
     args = g.Args(gamma=0.0, update_epochs=20, num_minibatches=4, learning_rate=3e-3)
     optimizer = torch.optim.Adam(agent.parameters(), 3e-3)
     log = g.update_policy(agent, optimizer, rollout, rewards, args, generator)
     with torch.no_grad():
-        shift = (agent.actor_mean(rollout.obs) - mean).mean((0, 1))
+        shift = (agent.policy(rollout.obs)[0] - mean).mean((0, 1))
     assert shift[0] > 0.1 and shift[0] > 3 * shift[1:].abs().max()
     assert log["losses/approx_kl"] > 0
     args.target_kl = 1e-9  # stops after the first epoch: the same as asking for one
@@ -409,10 +420,10 @@ def test_entropy_bonus_widens_a_policy_that_nothing_else_moves(ent_coef):
     with torch.no_grad():  # a value that is right leaves no advantage
         for parameter in agent.critic.parameters():
             parameter.zero_()
-    before, rewards = agent.log_std.detach().clone(), torch.zeros_like(rollout.env_rewards)
+    before, rewards = agent.policy(rollout.obs)[1].detach(), torch.zeros_like(rollout.env_rewards)
     optimizer = torch.optim.Adam(agent.parameters(), 1e-3)
     g.update_policy(agent, optimizer, rollout, rewards, args, torch.Generator().manual_seed(0))
-    change = (agent.log_std - before).detach()
+    change = (agent.policy(rollout.obs)[1] - before).detach()
     assert (change > 1e-3).all() if ent_coef else (change == 0).all()
 
 
@@ -421,9 +432,9 @@ def test_cloning_fits_the_demonstrated_actions():
     agent = g.Agent(17, 6, 64, generator)
     obs = torch.randn(300, 17, generator=generator)
     actions = torch.tanh(obs[:, :6])
-    before = (agent.actor_mean(obs) - actions).square().mean().item()
+    before = (agent.policy(obs)[0] - actions).square().mean().item()
     g.clone_behaviour(agent, obs, actions, generator)
-    assert (agent.actor_mean(obs) - actions).square().mean().item() < 0.1 * before
+    assert (agent.policy(obs)[0] - actions).square().mean().item() < 0.1 * before
 
 
 # Whole runs
