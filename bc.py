@@ -908,6 +908,8 @@ def train(args: Args, quiet: bool = False) -> dict:
     best_step, best = max(progress["evaluations"], key=lambda pair: pair[1])
     summary |= split_losses(model, pairs) | {"best/return_mean": best, "best/step": best_step}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean}
+    if args.loss == "nll":
+        summary["eval/sampled_vs_demos"] = summary["eval/return_sampled_mean"] / demos_mean
     summary |= {"train_episodes": int((~held_out).sum()), "val_episodes": int(held_out.sum())}
     summary |= {"gradient_steps": args.gradient_steps, "seconds": seconds, "charts/SPS": args.gradient_steps / seconds}
     for x in others:

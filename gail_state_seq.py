@@ -21,7 +21,8 @@ The window that rewards step t ends with the state that action t led to and look
     scoring them one by one only because there is a single attention layer (a second would see past the window).
  5. `--use-actions` makes chains: each state comes with the action that led to it (zeros at the start of an episode).
  6. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
-    demonstrations; rewards are normalized by a running window; time limits are truncations.
+    demonstrations; rewards are normalized by a running window; time limits are truncations; the policy's deviation
+    depends on the state.
 
 Commands (two CPU cores):
 

@@ -72,20 +72,21 @@ def table(groups: dict[str, list[dict]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant, rows in groups.items():
-        mean, sampled = (
-            100 * np.array([float(r[f"eval/{x}"]) for r in rows]) for x in ("vs_demos", "sampled_vs_demos")
-        )
+        mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
+        sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
         interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
-        reached = [float(r["steps_to_90"]) for r in rows if r["steps_to_90"]]
+        reached = [float(r["steps_to_90"]) for r in rows if r.get("steps_to_90")]
         steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
+        if "steps_to_90" not in rows[0]:
+            steps = "–"  # a method that does not act while it learns
         speed = np.median([float(r["charts/SPS"]) for r in rows])
         several = len(rows) > 1  # one seed has no spread
         spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
-        sampled_spread = f" ± {sampled.std():.1f}" if several else ""
+        sampled_text = f"{sampled.mean():.1f}" + (f" ± {sampled.std():.1f}" if several else "") if len(sampled) else "–"
         middle = f"{interquartile_mean(mean):.1f} {interval}" if interval else "–"
         lines.append(
             f"| {variant} | {len(rows)} | {mean.mean():.1f}{spread} "
-            f"| {middle} | {sampled.mean():.1f}{sampled_spread} | {steps} "
+            f"| {middle} | {sampled_text} | {steps} "
             f"| {speed:,.0f} | {ORIGINAL.get(variant, '–')} |"
         )
     return "\n".join(lines)

@@ -46,6 +46,11 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("combined 2M", "gail_ppo.py", ["--reward-source", "combined", *TWO_MILLION], FIVE),
         ("GAIL without normalization 2M", "gail_ppo.py", ["--no-normalize-reward", *TWO_MILLION], FIVE),
     ],
+    "bc": [
+        ("BC", "bc.py", [], TEN),
+        ("BC, Gaussian head", "bc.py", ["--loss", "nll"], TEN),
+        ("BC, one demonstration", "bc.py", ["--num-demos", "1"], TEN),
+    ],
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
@@ -74,7 +79,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, state_seq, pixels"""
+    """name of the suite: smoke, gail, bc, state_seq, pixels"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
 
@@ -154,7 +159,7 @@ def main(args: Args) -> None:
             curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
             with lock:
                 write_rows(table, read_rows(table) + [row])
-                write_rows(curves, read_rows(curves) + [key | {name: r[name] for name in CURVE} for r in curve])
+                write_rows(curves, read_rows(curves) + [key | {name: r.get(name) for name in CURVE} for r in curve])
                 progress.update()
 
     workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]

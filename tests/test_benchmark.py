@@ -61,6 +61,8 @@ def test_one_seed_shows_no_spread():
     one, two = (report.table({"x": [row] * seeds}).splitlines()[-1] for seeds in (1, 2))
     assert one == "| x | 1 | 50.0 | – | 40.0 | never (0/1) | 10 | – |"
     assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 40.0 ± 0.0 | never (0/2) | 10 | – |"
+    cloned = report.table({"x": [{"eval/vs_demos": "0.5", "charts/SPS": "10"}]}).splitlines()[-1]
+    assert cloned == "| x | 1 | 50.0 | – | – | – | 10 | – |"  # never sampled, and took no steps to learn
 
 
 @pytest.mark.parametrize(("script", "bug", "right", "wrong"), mutants.MUTANTS, ids=lambda x: x[:40])

@@ -85,6 +85,7 @@ TABLE = [
     (STATES, "--env-id Nothing-v0 --demos {}/nothing.npz", "--env-id Nothing-v0: "),
     (STATES, "--env-id CartPole-v1 --demos {}/cartpole.npz", "its actions are Discrete(2), expected a flat Box"),
     (STATES, "--env-id Image-v0 --demos {}/image.npz", "its observations are Box"),
+    (("bc",), "--env-id Boundless-v0 --demos {}/boundless.npz", "and Boundless-v0 has none; give --loss nll"),
     (("collect_expert_sac",), "--env-id Nothing-v0", "--env-id Nothing-v0: "),
     (("collect_expert_sac",), "--env-id CartPole-v1", "its actions are Discrete(2), expected a flat Box"),
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--run-name taken", "--run-name taken: "),
@@ -134,7 +135,13 @@ class Image(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (2,))
 
 
+class Boundless(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (17,))
+    action_space = gym.spaces.Box(-np.inf, np.inf, (6,))
+
+
 gym.register("Image-v0", Image)
+gym.register("Boundless-v0", Boundless)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +172,7 @@ def broken_files(tmp_path_factory):
     for name, env_id in (("hopper", "Hopper-v4"), ("nothing", "Nothing-v0"), ("cartpole", "CartPole-v1")):
         demos(f"{name}.npz", make={"env_id": env_id}, **qpos)
     demos("image.npz", make={"env_id": "Image-v0"})
+    demos("boundless.npz", make={"env_id": "Boundless-v0"})
     torch.save({"format_version": 1, "script": "stranger"}, folder / "stranger.pt")
     torch.save({"format_version": 1, "args": Hostile()}, folder / "hostile.pt")
     torch.save([1, 2], folder / "list.pt")
