@@ -41,9 +41,9 @@ What it does besides, and why:
 
 Commands (two CPU cores):
 
-    python gail_pixels_ae.py                               # K = 4, policy on latents: 55 minutes on one core
+    python gail_pixels_ae.py                               # K = 4, policy on latents: 20 minutes on one core
     python gail_pixels_ae.py --frame-stack 4 --cuda        # the same on a GPU
-    python gail_pixels_ae.py --policy-obs state --total-timesteps 1000000   # reward from pixels, policy on the state
+    python gail_pixels_ae.py --policy-obs state            # reward from pixels, policy on the robot's own state
     python gail_pixels_ae.py --reward-source env           # PPO with the true reward on latents: is the view enough?
     python gail_pixels_ae.py --faithful
     python gail_pixels_ae.py --evaluate runs/<run>/policy.pt
@@ -126,7 +126,7 @@ class Args:
     cuda: bool = False  # run the networks on the GPU; frames are kept there as uint8
     threads: int = 0  # threads that step the physics, render and run the networks (0: one a core)
 
-    total_timesteps: int = 3_000_000
+    total_timesteps: int = 1_000_000
     """environment steps of the whole run; each is one frame, those of pretraining included"""
     num_envs: int = 64  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)

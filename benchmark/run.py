@@ -29,7 +29,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
-STATE_POLICY = ["--policy-obs", "state", "--total-timesteps", "1000000"]
+THREE_MILLION = ["--total-timesteps", "3000000"]
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -67,11 +67,11 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
     ],
     "pixels": [
-        ("policy on latents, 3M", "gail_pixels_ae.py", [], THREE),
-        ("policy on the state, 1M", "gail_pixels_ae.py", STATE_POLICY, THREE),
-        ("policy on latents, 1M", "gail_pixels_ae.py", ["--total-timesteps", "1000000"], THREE),
-        ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env"], THREE),
-        ("faithful, 1M", "gail_pixels_ae.py", ["--faithful", "--total-timesteps", "1000000"], THREE),
+        ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
+        ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
+        ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env", *THREE_MILLION], THREE),
+        ("policy on latents, 3M", "gail_pixels_ae.py", THREE_MILLION, THREE),
+        ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
     ],
 }
 
