@@ -133,7 +133,7 @@ class Args:
     disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
     disc_interval: int = 1
     """update the discriminator after every this many rollouts (generator steps per discriminator round)"""
-    grad_penalty_coef: float = 0.1  # weight of the discriminator's gradient penalty
+    grad_penalty_coef: float = 0.3  # weight of the discriminator's gradient penalty
     disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
     spectral_norm: bool = False  # spectral normalization of the discriminator's layers
 

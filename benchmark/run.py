@@ -2,7 +2,7 @@
 
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each pinned to one
 core. What is in the suite's CSV already is skipped, and a run that was cut off is resumed from its checkpoint, so
-the command may be stopped and started again at any time. Each finished run adds to
+the command may be stopped and started again at any time (`--seeds 5` first, all later). Each finished run adds to
 
     benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
     benchmark/results/<suite>_curves.csv   its evaluations and discriminator outputs over training
@@ -80,6 +80,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """name of the suite: smoke, gail, bc, state_seq, pixels"""
+    seeds: int = 0
+    """run at most this many seeds of each variant (0: all)"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
 
@@ -133,7 +135,7 @@ def main(args: Args) -> None:
     done = {(row["variant"], int(row["seed"])) for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
     for variant, script, flags, seeds in SUITES[args.suite]:
-        for seed in seeds:
+        for seed in seeds[: args.seeds or None]:
             if (variant, seed) not in done:
                 todo.put((variant, script, flags, seed))
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
