@@ -78,6 +78,19 @@ MUTANTS = [
         'truncated, final_obs\n\n    def state_dict(self) -> dict:\n        """Everything',
         'truncated, next_obs\n\n    def state_dict(self) -> dict:\n        """Everything',
     ),
+    (
+        "gail_ppo",
+        "sampled actions are the mean ones in evaluations",
+        "action = mean + sampled * log_std.exp() * torch.randn(mean.shape, generator=generator)",
+        "action = mean",
+    ),
+    (
+        "gail_ppo",
+        "the policy's deviation has no bounds",
+        "return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)\n\n\ndef gaussian",
+        "return mean, log_std\n\n\ndef gaussian",
+    ),
+    ("bc", "a clone that is not squashed", "torch.tanh(x) + 1) * (self.high", "x + 1) * (self.high"),
     ("gail_ppo", "log-probability without the deviation", "z.square().sum(-1) - log_std.sum(-1)", "z.square().sum(-1)"),
     (
         "gail_ppo",

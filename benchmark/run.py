@@ -51,6 +51,36 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("BC, Gaussian head", "bc.py", ["--loss", "nll"], TEN),
         ("BC, one demonstration", "bc.py", ["--num-demos", "1"], TEN),
     ],
+    "few_demonstrations": [
+        (f"{name}, K = {k}", script, ["--num-demos", str(k)], TEN)
+        for k in (1, 2, 5, 10, 25, 50)
+        for name, script in (("BC", "bc.py"), ("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py"))
+    ],
+    "what_matters": [  # one change at a time from the defaults of gail_ppo.py
+        (name, "gail_ppo.py", flags.split(), FIVE)
+        for name, flags in (
+            ("no gradient penalty", "--grad-penalty-coef 0"),
+            ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
+            ("gradient penalty 1", "--grad-penalty-coef 1"),
+            ("gradient penalty 10", "--grad-penalty-coef 10"),
+            ("spectral norm, no penalty", "--spectral-norm --grad-penalty-coef 0"),
+            ("WGAN, penalty 10", "--disc-loss wgan --grad-penalty-coef 10"),
+            ("reward log D - log(1 - D)", "--reward-form logit"),
+            ("reward log D", "--reward-form logsigmoid"),
+            ("rewards not normalized", "--no-normalize-reward"),
+            ("D: 2 steps a rollout", "--disc-steps 2"),
+            ("D: 40 steps a rollout", "--disc-steps 40"),
+            ("D: every fourth rollout", "--disc-interval 4"),
+            ("D: 64 wide", "--disc-hidden-size 64"),
+            ("D: 256 wide", "--disc-hidden-size 256"),
+            ("policy: 64 wide", "--hidden-size 64"),
+            ("policy: 256 wide", "--hidden-size 256"),
+            ("64 environments", "--num-envs 64 --num-minibatches 8 --disc-steps 20"),
+            ("warm start from BC", "--bc-warm-start"),
+            ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
+        )
+    ],
+    "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
@@ -79,7 +109,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, bc, state_seq, pixels"""
+    """name of the suite: smoke, gail, bc, few_demonstrations, what_matters, long, state_seq, pixels"""
     seeds: int = 0
     """run at most this many seeds of each variant (0: all)"""
     runs: str = "runs/benchmark"

@@ -2,7 +2,8 @@
 
 A small run goes through undisturbed. The same run is then killed (SIGKILL) at random moments, every third time while it
 writes a checkpoint, and resumed each time. In the end policy, metrics and summary must be those of the undisturbed
-run, bit for bit but for times, and Weights & Biases (offline) must have seen one run.
+run, bit for bit but for times, and Weights & Biases (offline) must have seen one run. What came of it goes to
+benchmark/results/sudden_death.csv.
 """
 
 import csv
@@ -23,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark/results/sudden_death.csv"
 ROLLOUTS = ["--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
 # script -> (command, flags of a run of some ten seconds with a checkpoint every fraction of a second)
 RUNS = {
@@ -129,6 +131,21 @@ def compare(script: str, kills: int, seed: int, track: bool) -> list[str]:
     return [part for part in expected if expected[part] != found[part]]
 
 
+def record(script: str, kills: int, differences: list[str]) -> None:
+    """Put a script's outcome into the CSV, in place of an earlier one."""
+    rows = {}
+    if RESULTS.exists():
+        with open(RESULTS, newline="") as file:
+            rows = {row["script"]: row for row in csv.DictReader(file)}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
+    rows[script] = {"script": script, "kills": kills, "differences": ", ".join(differences) or "none"}
+    rows[script]["commit"] = commit.strip()
+    with open(RESULTS, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["script", "kills", "differences", "commit"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+
+
 def main(args: Args) -> None:
     scripts = list(RUNS) if args.script == "all" else [args.script]
     if not set(scripts) <= RUNS.keys():
@@ -137,6 +154,7 @@ def main(args: Args) -> None:
     for script in scripts:
         differences = compare(script, args.kills, args.seed, args.track)
         failed |= bool(differences)
+        record(script, args.kills, differences)
         print(f"{script}: {args.kills} kills, {', '.join(differences) or 'nothing'} differs")
     sys.exit(failed)
 

@@ -510,6 +510,7 @@ def test_evaluation_is_frozen_and_repeatable(tmp_path):
     first, second = (g.evaluate(policy, 5, True, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert (g.evaluate(policy, 5, True, seed=4) != first).all()
+    assert (g.evaluate(policy, 5, False, seed=3) != first).all()  # the same starts without noise
 
 
 def test_gail_beats_a_third_of_the_demonstrations_in_150k_steps(tmp_path):
