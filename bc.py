@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 FORMAT_VERSION = 1
 OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of a Gaussian policy that another script saved
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of a saved Gaussian policy, when it acts
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 WIDE_LEVEL, WIDE = "stochastic-one", 4096  # the cell that --study-wide adds
 
@@ -157,10 +157,11 @@ def check_numbers(args, may_be_zero: str) -> None:
     numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
-    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
+    positive = [name for name in numbers if name not in ("seed", *may_be_zero.split())]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
+def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -499,7 +500,7 @@ def split_losses(model: Cloner, pairs: Pairs) -> dict[str, float]:
 
 
 def policy_to_save(model: Cloner, pairs: Pairs, env_id: str, max_episode_steps: int) -> dict:
-    """The content of policy.pt, which every script of this project can read."""
+    """The content of policy.pt; gail_ppo.py and gail_state_seq.py read it too where the policy is Gaussian."""
     weights = {name: w.detach().cpu().clone() for name, w in model.net.state_dict().items()}
     kind, weight, bias = "deterministic", *list(weights)[-2:]
     if model.log_std is not None:  # as gail_ppo.py's: the last layer tells mean and log_std, here of any state the same
@@ -522,7 +523,7 @@ def load_any_actor(
     bounds (collect_expert_sac.py); deterministic: the same without log_std.
     """
     kind, weights = policy["kind"], policy["weights"]
-    activation = F.silu if policy.get("activation") == "silu" else F.relu
+    activation = {"relu": F.relu, "silu": F.silu}["relu" if kind == "tanh_gaussian" else policy["activation"]]
     layers = [(w, weights[name.removesuffix("weight") + "bias"]) for name, w in weights.items() if w.ndim == 2]
 
     @torch.inference_mode()
@@ -556,7 +557,9 @@ def read_policy(path: str, flag: str, env_id: str | None = None) -> dict:
             raise UserError(f"{flag} {path}: its actions are not finite; give a policy of a run that did not diverge.")
         envs.step(action)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise UserError(f"{flag} {path}: its content is damaged ({type(error).__name__}); give another.") from None
+        raise UserError(
+            f"{flag} {path}: damaged or of another version ({type(error).__name__}); give another."
+        ) from None
     return policy
 
 

@@ -168,10 +168,11 @@ def check_numbers(args, may_be_zero: str) -> None:
     numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
-    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
+    positive = [name for name in numbers if name not in ("seed", *may_be_zero.split())]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
+def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
@@ -995,7 +996,7 @@ def collect(args: Collect) -> None:
         raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = type(error).__name__
-        raise UserError(f"--expert {args.expert}: its content is damaged ({reason}); give another.") from None
+        raise UserError(f"--expert {args.expert}: damaged or of another version ({reason}); give another.") from None
     print_sets(returns, [("results", args.output_dir)])
 
 

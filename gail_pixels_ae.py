@@ -237,10 +237,11 @@ def check_numbers(args, may_be_zero: str) -> None:
     numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
-    require_range(args, set(numbers) - {"seed", *may_be_zero.split()}, "greater than 0", lambda x: x > 0)
+    positive = [name for name in numbers if name not in ("seed", *may_be_zero.split())]
+    require_range(args, positive, "greater than 0", lambda x: x > 0)
 
 
-def require_range(args, names: typing.Iterable[str], expected: str, accepts) -> None:
+def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)

@@ -90,6 +90,7 @@ MUTANTS = [
         "return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)\n\n\ndef gaussian",
         "return mean, log_std\n\n\ndef gaussian",
     ),
+    ("gail_ppo", "policy saved with another activation", '"activation": "silu"', '"activation": "relu"'),
     ("bc", "a clone that is not squashed", "torch.tanh(x) + 1) * (self.high", "x + 1) * (self.high"),
     ("gail_ppo", "log-probability without the deviation", "z.square().sum(-1) - log_std.sum(-1)", "z.square().sum(-1)"),
     (

@@ -77,9 +77,9 @@ def table(groups: dict[str, list[dict]]) -> str:
         interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
         reached = [float(r["steps_to_90"]) for r in rows if r.get("steps_to_90")]
         steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
-        if "steps_to_90" not in rows[0]:
-            steps = "–"  # a method that does not act while it learns
-        speed = np.median([float(r["charts/SPS"]) for r in rows])
+        speed = f"{np.median([float(r['charts/SPS']) for r in rows]):,.0f}"
+        if not rows[0].get("env_steps"):
+            steps = speed = "–"  # a method that takes no steps while it learns
         several = len(rows) > 1  # one seed has no spread
         spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
         sampled_text = f"{sampled.mean():.1f}" + (f" ± {sampled.std():.1f}" if several else "") if len(sampled) else "–"
@@ -87,7 +87,7 @@ def table(groups: dict[str, list[dict]]) -> str:
         lines.append(
             f"| {variant} | {len(rows)} | {mean.mean():.1f}{spread} "
             f"| {middle} | {sampled_text} | {steps} "
-            f"| {speed:,.0f} | {ORIGINAL.get(variant, '–')} |"
+            f"| {speed} | {ORIGINAL.get(variant, '–')} |"
         )
     return "\n".join(lines)
 

@@ -59,6 +59,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "what_matters": [  # one change at a time from the defaults of gail_ppo.py
         (name, "gail_ppo.py", flags.split(), FIVE)
         for name, flags in (
+            ("the defaults", ""),
             ("no gradient penalty", "--grad-penalty-coef 0"),
             ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
             ("gradient penalty 1", "--grad-penalty-coef 1"),
@@ -134,6 +135,10 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
+def command_line(script: str, flags: list[str], seed: int) -> str:
+    return " ".join(["python", script, *flags, "--seed", str(seed)])
+
+
 def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path) -> Path:
     """One run on one core, from its checkpoint if it has one; returns its folder."""
     name = f"{suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
@@ -162,11 +167,11 @@ def main(args: Args) -> None:
     runs = Path(args.runs).resolve()
     runs.mkdir(parents=True, exist_ok=True)
     table, curves = RESULTS / f"{args.suite}.csv", RESULTS / f"{args.suite}_curves.csv"
-    done = {(row["variant"], int(row["seed"])) for row in read_rows(table)}
+    done = {row["command"] for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
     for variant, script, flags, seeds in SUITES[args.suite]:
         for seed in seeds[: args.seeds or None]:
-            if (variant, seed) not in done:
+            if command_line(script, flags, seed) not in done:
                 todo.put((variant, script, flags, seed))
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
@@ -185,7 +190,7 @@ def main(args: Args) -> None:
                 failed.append(f"{variant}, seed {seed}")
                 continue
             key = {"variant": variant, "seed": seed}
-            row = key | {"command": " ".join(["python", script, *flags, "--seed", str(seed)])}
+            row = key | {"command": command_line(script, flags, seed)}
             row |= json.loads((folder / "summary.json").read_text())
             row |= {"commit": commit.strip(), "versions": versions}
             curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]

@@ -131,15 +131,13 @@ def compare(script: str, kills: int, seed: int, track: bool) -> list[str]:
     return [part for part in expected if expected[part] != found[part]]
 
 
-def record(script: str, kills: int, differences: list[str]) -> None:
+def record(script: str, kills: int, differences: list[str], commit: str) -> None:
     """Put a script's outcome into the CSV, in place of an earlier one."""
     rows = {}
     if RESULTS.exists():
         with open(RESULTS, newline="") as file:
             rows = {row["script"]: row for row in csv.DictReader(file)}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
-    rows[script] = {"script": script, "kills": kills, "differences": ", ".join(differences) or "none"}
-    rows[script]["commit"] = commit.strip()
+    rows[script] = {"script": script, "kills": kills, "differences": ", ".join(differences) or "none", "commit": commit}
     with open(RESULTS, "w", newline="") as file:
         writer = csv.DictWriter(file, ["script", "kills", "differences", "commit"], lineterminator="\n")
         writer.writeheader()
@@ -151,10 +149,11 @@ def main(args: Args) -> None:
     if not set(scripts) <= RUNS.keys():
         sys.exit(f"--script is {args.script}, expected all or one of {', '.join(RUNS)}")
     failed = False
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     for script in scripts:
         differences = compare(script, args.kills, args.seed, args.track)
         failed |= bool(differences)
-        record(script, args.kills, differences)
+        record(script, args.kills, differences, commit.strip())
         print(f"{script}: {args.kills} kills, {', '.join(differences) or 'nothing'} differs")
     sys.exit(failed)
 

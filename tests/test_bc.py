@@ -283,6 +283,10 @@ def test_saved_clone_acts_as_the_network(demo_file):
         expected = model(seen).detach().clamp(-1, 1)
         actions = bc.load_any_actor(policy, -np.ones(6), np.ones(6))(obs, torch.zeros(5, 6))
         np.testing.assert_allclose(actions, expected, atol=1e-6)
+        if gaussian:
+            actions = bc.load_any_actor(policy, -np.ones(6), np.ones(6))(obs, torch.full((5, 6), 0.5))
+            expected = (model(seen) + 0.5 * model.log_std.exp()).detach().clamp(-1, 1)
+            np.testing.assert_allclose(actions, expected, atol=1e-6)
 
 
 def test_a_gaussian_clone_is_read_by_gail_ppo(tmp_path, no_figures):

@@ -504,6 +504,19 @@ def test_evaluate_reads_the_saved_policy(tmp_path, capsys):
     assert "mean action" in capsys.readouterr().out
 
 
+def test_a_saved_policy_is_the_network():
+    agent, obs = (
+        g.Agent(17, 6, 16, torch.Generator().manual_seed(0)),
+        np.random.default_rng(0).normal(size=(9, 17)) * 20,
+    )
+    agent.actor[-1].weight.data *= 100
+    mean, std = torch.randn(17), torch.rand(17) + 0.1
+    saved = g.export_policy(agent, mean, std, "HalfCheetah-v4", 100)
+    expected = agent.policy(g.standardize(torch.tensor(obs, dtype=torch.float32), mean, std))
+    for found, x in zip(g.load_actor(saved)(obs), expected):
+        np.testing.assert_allclose(found, x.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_evaluation_is_frozen_and_repeatable(tmp_path):
     run(tmp_path, "a")
     policy = torch.load(tmp_path / "a/policy.pt", weights_only=True)

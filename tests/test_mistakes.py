@@ -101,7 +101,7 @@ TABLE = [
     (("gail_pixels_ae",), "--image-size 50", "--image-size is 50, expected a number of 16 or more that divides by 8"),
     (("gail_pixels_ae",), "--latent-dim 0", "--latent-dim is 0"),
     (("gail_pixels_ae",), "--ae-batch-size 7", "--ae-batch-size is 7"),
-    (("gail_pixels_ae",), "--env-id Hopper-v4", "frames are made for HalfCheetah-v4 alone"),
+    (("gail_pixels_ae",), "--env-id Hopper-v4", "frames are of HalfCheetah-v4 alone"),
     (("bc",), "--val-fraction 1", "--val-fraction is 1.0"),
     (("bc",), "--polyak 1", "--polyak is 1.0"),
     (("bc",), "--study --capture-video", "--study trains many policies"),
