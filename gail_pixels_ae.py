@@ -36,12 +36,13 @@ What it does besides, and why:
     jump shows. It looks through a colour filter (2 red - 1.7 blue) under which the brown animal is bright and the floor
     dim: the encoder then spends itself on the animal, not on the checkerboard, whose dim strip still shows the speed.
  8. PPO's steps are as large as in `gail_ppo.py`: an imitator must become as quiet as its expert, and small steps keep
-    the policy's noise, and with it the return, where they were. Only the first layers take smaller ones.
+    the policy's noise, and with it the return, where they were. Only the first layers take smaller ones. As there the
+    noise depends on what the policy sees.
  9. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
 
 Commands (two CPU cores):
 
-    python gail_pixels_ae.py                               # K = 4, policy on latents: 20 minutes on one core
+    python gail_pixels_ae.py                               # K = 4, policy on latents: 18 minutes on one core
     python gail_pixels_ae.py --frame-stack 4 --cuda        # the same on a GPU
     python gail_pixels_ae.py --policy-obs state            # reward from pixels, policy on the robot's own state
     python gail_pixels_ae.py --reward-source env           # PPO with the true reward on latents: is the view enough?
