@@ -110,7 +110,7 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
         )
         low, high = [v.min() for v in values], [v.max() for v in values]
         ax.fill_between(np.array(steps) / 1e6, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    first = rows[variants[0]][0]
+    first = rows[variants[-1]][0]  # the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
     ax.axhline(float(first["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
     ax.set(xlabel="environment steps (million)", ylabel="true return of an episode, mean action", ylim=(0, None))
