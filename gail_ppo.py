@@ -20,10 +20,10 @@ Where this departs from the papers, and why:
     so there is nothing to freeze for an evaluation and nothing to get out of step.
  7. D sees the action that was executed (clipped to the bounds), never the raw sample: otherwise |a| > 1 gives the
     policy away. A time limit is a truncation: the value of the true final observation is bootstrapped.
- 8. The policy's standard deviation depends on the state, because the demonstrator's does: with one deviation for all
-    states D tells the two apart by their noise. All layers are SiLU. With one deviation a run ends at 97% of the
-    demonstrations instead of 99%, with tanh layers in policy and value besides at 94% (gail_tuning.csv in
-    benchmark/results: one seed each, before the other settings were fitted to it).
+ 8. The policy's standard deviation depends on the state, as the demonstrator's does; otherwise D may tell the two apart
+    by their noise. All layers are SiLU. With one deviation a run ends at 97% of the demonstrations instead of 99%, with
+    tanh layers in policy and value besides at 94% (gail_tuning.csv in benchmark/results: mostly one seed each, before
+    the other settings were fitted to it).
 
 Commands (two CPU cores):
 
@@ -721,7 +721,7 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
 
 
 def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
-    """The content of policy.pt, which every script of this project can read."""
+    """The content of policy.pt, which bc.py, gail_ppo.py and gail_state_seq.py can read."""
     weights = {name: w.detach().cpu().clone() for name, w in agent.actor.state_dict().items()}
     sizes = [agent.actor[0].in_features, *(x.out_features for x in agent.actor if isinstance(x, nn.Linear))]
     # gaussian: layers to mean and log standard deviation of an action that is then clipped to the bounds

@@ -837,7 +837,7 @@ def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int
 
 
 def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
-    """The content of policy.pt, which every script of this project can read."""
+    """The content of policy.pt, which bc.py, gail_ppo.py and gail_state_seq.py can read."""
     weights = {name: w.detach().cpu().clone() for name, w in agent.actor.state_dict().items()}
     sizes = [agent.actor[0].in_features, *(x.out_features for x in agent.actor if isinstance(x, nn.Linear))]
     # gaussian: layers to mean and log standard deviation of an action that is then clipped to the bounds

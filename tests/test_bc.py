@@ -289,6 +289,11 @@ def test_saved_clone_acts_as_the_network(demo_file):
             np.testing.assert_allclose(actions, expected, atol=1e-6)
 
 
+def test_most_demonstrated_actions_lie_near_the_bounds():  # why the policy ends in a tanh
+    actions = np.load(DEMOS)["actions"]
+    assert (np.abs(actions) > 0.8).mean() > 0.5 and np.abs(actions).max() < 1
+
+
 def test_a_gaussian_clone_is_read_by_gail_ppo(tmp_path, no_figures):
     import gail_ppo
 
