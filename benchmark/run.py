@@ -30,6 +30,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
+PEER = "benchmark/peers/run_imitation.py"
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -81,6 +82,18 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
         )
     ],
+    "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
+        (variant, script, flags.split(), range(seed, seed + 1))
+        for seed in FIVE
+        for variant, script, flags in (
+            ("GAIL, ours", "gail_ppo.py", ""),
+            ("GAIL, imitation, its settings", PEER, "--settings own"),
+            ("GAIL, imitation, our settings", PEER, "--settings ours"),
+            ("BC, ours", "bc.py", ""),
+            ("BC, imitation", PEER, "--method bc"),
+            ("the expert in imitation's MuJoCo", PEER, "--method expert"),
+        )
+    ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
@@ -110,11 +123,13 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, bc, few_demonstrations, what_matters, long, state_seq, pixels"""
+    """name of the suite: smoke, gail, bc, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
     seeds: int = 0
-    """run at most this many seeds of each variant (0: all)"""
+    """run seeds up to this one alone (0: all)"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
+    peer_python: str = sys.executable
+    """Python of the environment that holds the peers' packages (suite peers)"""
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -139,7 +154,9 @@ def command_line(script: str, flags: list[str], seed: int) -> str:
     return " ".join(["python", script, *flags, "--seed", str(seed)])
 
 
-def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path) -> Path:
+def run_one(
+    suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path, python: str
+) -> Path:
     """One run on one core, from its checkpoint if it has one; returns its folder."""
     name = f"{suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
     folder = runs / name
@@ -150,7 +167,7 @@ def run_one(suite: str, variant: str, script: str, flags: list[str], seed: int, 
         command = [*flags, "--seed", str(seed), "--output-dir", str(runs), "--run-name", name, "--threads", "1"]
     with open(f"{folder}.log", "w") as log:
         subprocess.run(
-            [sys.executable, str(ROOT / script), *command],
+            [python, str(ROOT / script), *command],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -170,8 +187,8 @@ def main(args: Args) -> None:
     done = {row["command"] for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
     for variant, script, flags, seeds in SUITES[args.suite]:
-        for seed in seeds[: args.seeds or None]:
-            if command_line(script, flags, seed) not in done:
+        for seed in seeds:
+            if seed <= (args.seeds or seed) and command_line(script, flags, seed) not in done:
                 todo.put((variant, script, flags, seed))
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
@@ -185,14 +202,15 @@ def main(args: Args) -> None:
             except queue.Empty:
                 return
             try:
-                folder = run_one(args.suite, variant, script, flags, seed, core, runs)
+                python = args.peer_python if script == PEER else sys.executable
+                folder = run_one(args.suite, variant, script, flags, seed, core, runs, python)
             except subprocess.CalledProcessError:
                 failed.append(f"{variant}, seed {seed}")
                 continue
             key = {"variant": variant, "seed": seed}
             row = key | {"command": command_line(script, flags, seed)}
-            row |= json.loads((folder / "summary.json").read_text())
             row |= {"commit": commit.strip(), "versions": versions}
+            row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
             curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
             with lock:
                 write_rows(table, read_rows(table) + [row])
