@@ -40,7 +40,6 @@ Commands (two CPU cores):
 import copy
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -968,12 +967,12 @@ def study_cells(args: Args, folder: Path) -> list[tuple[str, Args]]:
     plan = [(level, width, k) for level in LEVELS for width in args.study_widths for k in range(args.study_seeds)]
     if args.study_wide:
         plan.append((WIDE_LEVEL, WIDE, 0))
-    cells = []
+    cells, no_study = [], {x.name: x.default for x in dataclasses.fields(Args) if x.name.startswith("study")}
     for level, width, k in sorted(plan, key=lambda cell: -cell[1]):
         demos = str(Path(args.demos).with_name(f"{args.env_id.lower()}_sac_{level}.npz"))
-        settings = {"study": False, "demos": demos, "hidden_size": width, "seed": args.seed + k, "threads": 1}
+        settings = {"demos": demos, "hidden_size": width, "seed": args.seed + k, "threads": 1}
         settings |= {"output_dir": str(folder), "run_name": cell_name(level, width, args.seed + k)}
-        cells.append((level, dataclasses.replace(args, **settings)))
+        cells.append((level, dataclasses.replace(args, **no_study, **settings)))
     return cells
 
 
@@ -982,13 +981,13 @@ def cell_name(level: str, width: int, seed: int) -> str:
 
 
 def run_cell(cell: tuple[str, Args]) -> dict:
-    """One run of the study, from where it was interrupted if it was; returns its row of study.csv."""
+    """A row of study.csv: of the run's summary if it has ended before, else of a run from the start."""
     level, args = cell
-    checkpoint = Path(args.output_dir) / args.run_name / "checkpoint.pt"
-    if checkpoint.exists():
-        summary = train(Args(resume=str(checkpoint)), quiet=True)
+    run_dir = Path(args.output_dir) / args.run_name
+    if (run_dir / "summary.json").exists():
+        summary = json.loads((run_dir / "summary.json").read_text())
     else:
-        shutil.rmtree(checkpoint.parent, ignore_errors=True)  # killed before its first checkpoint
+        shutil.rmtree(run_dir, ignore_errors=True)  # it was interrupted
         summary = train(args, quiet=True)
     return {"level": level, "width": args.hidden_size, "seed": args.seed} | summary
 
@@ -1003,66 +1002,30 @@ def run_cells(cells: list[tuple[str, Args]], workers: int) -> typing.Iterator[di
         yield from pool.imap_unordered(run_cell, cells)
 
 
-def open_study(args: Args) -> Path:
-    """The study's folder, new or to go on with; UserError where a set is missing or the settings are others."""
-    free = ("output_dir", "run_name", "demos", "threads", "track", "wandb_project_name", "wandb_entity")
-    folder = Path(args.output_dir) / (args.run_name or f"{args.exp_name}_study")
-    config = {k: v for k, v in dataclasses.asdict(args).items() if k not in free and not k.startswith("study")}
-    for level, demos in {level: cell.demos for level, cell in study_cells(args, folder)}.items():
-        load_demos(demos, args.env_id, args.num_demos, np.random.default_rng(), ("actions", "rewards"))
-        config[level] = hashlib.sha256(Path(demos).read_bytes()).hexdigest()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        before = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"--run-name {folder.name}: {folder} exists and holds no study; choose another name.") from None
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
-    changed = sorted(name for name in config.keys() | before.keys() if config.get(name) != before.get(name))
-    if changed:
-        changed = ", ".join(changed)
-        raise UserError(f"--run-name {folder.name}: that study has another {changed}; choose another name or the same.")
-    return folder
-
-
-def read_study(path: Path) -> list[dict]:
-    """The rows of study.csv; a last line cut short by a kill is cut off."""
-    if not path.exists():
-        return []
-    whole, _, cut = path.read_text().rpartition("\n")
-    if cut:
-        path.write_text(whole and whole + "\n")
-    rows = csv.DictReader(whole.splitlines())
-    return [row | {"width": int(row["width"]), "seed": int(row["seed"])} for row in rows]
-
-
 def study(args: Args) -> list[dict]:
-    """--study: every cell that study.csv does not hold yet, then tables and figures; returns the rows."""
+    """--study: every run that has not ended yet, then study.csv, tables and figures; returns the CSV's rows."""
     args.check()
-    folder = open_study(args)
-    cells = study_cells(args, folder)
-    path = folder / "study.csv"
-    done = [cell_name(row["level"], row["width"], row["seed"]) for row in read_study(path)]
-    todo = [cell for cell in cells if cell[1].run_name not in done]
-    with (
-        open(path, "a", newline="") as file,
-        tqdm(total=len(cells), initial=len(cells) - len(todo), unit="run", disable=None) as progress,
-    ):
-        writer = csv.DictWriter(file, STUDY_COLUMNS, extrasaction="ignore")
-        if file.tell() == 0:
-            writer.writeheader()
-        try:
-            for row in run_cells(todo, args.study_workers or len(os.sched_getaffinity(0))):
-                writer.writerow(row)
-                file.flush()
+    folder = Path(args.output_dir) / (args.run_name or f"{args.exp_name}_study")
+    cells, rows = study_cells(args, folder), []
+    for _, cell in cells:  # refused before the first run, not after an hour
+        load_demos(cell.demos, cell.env_id, cell.num_demos, np.random.default_rng(), ("actions", "rewards"))
+        config = folder / cell.run_name / "config.json"
+        if config.exists() and json.loads(config.read_text()) != json.loads(json.dumps(dataclasses.asdict(cell))):
+            raise UserError(f"--run-name {folder.name}: {config} has other settings; choose another name or the same.")
+    try:
+        with tqdm(total=len(cells), unit="run", disable=None) as progress:
+            for row in run_cells(cells, args.study_workers or len(os.sched_getaffinity(0))):
+                rows.append(row)
                 progress.set_postfix_str(f"{row['level']}, width {row['width']}: {row['eval/return_mean']:.0f}")
                 progress.update(1)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; {path} keeps what is done, and the same command goes on.", file=sys.stderr)
-            sys.exit(130)
-    rows = read_study(path)
+    except KeyboardInterrupt:
+        message = f"interrupted; {folder} keeps the {len(rows)} runs that ended, and the same command goes on."
+        raise KeyboardInterrupt(message) from None
+    rows.sort(key=lambda row: (LEVELS.index(row["level"]), row["width"], row["seed"]))
+    with open(folder / "study.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, STUDY_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
     print_study(rows)
     plot_study(folder, rows)
     print(f"  results: {folder}\n")
@@ -1082,10 +1045,10 @@ def print_study(rows: list[dict]) -> None:
     """Two tables: returns by set and width, and what width does on stochastic-one."""
 
     def mean(cells: list[dict], name: str) -> float:
-        return float(np.mean([float(row[name] or "nan") for row in cells])) if cells else math.nan
+        return float(np.mean([row.get(name, math.nan) for row in cells])) if cells else math.nan
 
     def span(cells: list[dict], name: str) -> str:
-        values = [float(row[name]) for row in cells]
+        values = [row[name] for row in cells]
         return f"{np.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})" if values else "-"
 
     widths = sorted({row["width"] for row in rows})
@@ -1121,10 +1084,12 @@ def plot_study(folder: Path, rows: list[dict]) -> None:
             curves = [read_curve(run_dir, "eval/return_mean") for run_dir in runs]
             steps, values = curves[0][0], np.array([curve[1] for curve in curves])
             if groups is by_set:
-                label += f" (demonstrations: {float(cells[0]['demos_return_mean']):.0f})"
+                label += f" (demonstrations: {cells[0]['demos_return_mean']:.0f})"
             (line,) = ax.plot(steps, values.mean(0), label=label, marker=".")
             ax.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        ax.axhline(float(rows[0]["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
+        ax.axhline(
+            rows[0].get("expert_return_mean", math.nan), color="black", linestyle=":", label="expert (mean action)"
+        )
         ax.set(xlabel="gradient steps", ylabel="true return, mean action, 20 episodes")
         ax.set_title(f"{title} (mean and range of the seeds)")
         figure.legend(loc="outside right center")
