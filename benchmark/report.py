@@ -2,9 +2,12 @@
 
 python benchmark/report.py            # write
 python benchmark/report.py --check    # exit with 1 if the README's tables are not what the CSVs say
+
+It also numbers the README's links to lines: [text](script.py#L12 "code") points at the one line that holds the code.
 """
 
 import csv
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -144,12 +147,26 @@ def with_tables(text: str) -> str:
     return "<!-- results:".join(parts)
 
 
+def with_lines(text: str) -> str:
+    """The text, its links to lines of code made anew; an error where a link's code is on no line, or on several."""
+
+    def renumber(link: re.Match) -> str:
+        script, code = link.groups()
+        lines = [i for i, line in enumerate((ROOT / script).read_text().splitlines(), start=1) if code in line]
+        if len(lines) != 1:
+            sys.exit(f"README.md: {code!r} is on {len(lines)} lines of {script}, expected one; mend the link")
+        return f'({script}#L{lines[0]} "{code}")'
+
+    return re.sub(r'\((\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
+
+
 def main(args: Args) -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
+    made = with_lines(with_tables(text))
     if args.check:
-        sys.exit("README.md differs from the CSVs; run benchmark/report.py" if with_tables(text) != text else 0)
-    readme.write_text(with_tables(text))
+        sys.exit("README.md differs from the CSVs or the code; run benchmark/report.py" if made != text else 0)
+    readme.write_text(made)
     for name, (suite, variants) in DRAWN.items():
         draw(name, suite, variants)
 

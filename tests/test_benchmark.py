@@ -46,6 +46,20 @@ def test_readme_says_what_the_csvs_say():
     assert report.with_tables(text) == text, "run `python benchmark/report.py`"
 
 
+def test_readme_points_at_the_lines_it_speaks_of():
+    text = (ROOT / "README.md").read_text()
+    assert text.count(".py#L") >= 30 and report.with_lines(text) == text, "run `python benchmark/report.py`"
+
+
+def test_links_to_lines_are_numbered_anew_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text("x = 1\ny = 2\ny = 3\n")
+    assert report.with_lines('see [one](a.py#L7 "x = 1").') == 'see [one](a.py#L1 "x = 1").'
+    for code in ("y = ", "z = "):
+        with pytest.raises(SystemExit, match="expected one"):
+            report.with_lines(f'[x](a.py#L1 "{code}")')
+
+
 @pytest.mark.parametrize("suite", run.SUITES)
 def test_every_command_of_every_suite_parses(suite):
     runs = [(variant, seed) for variant, *_, seeds in run.SUITES[suite] for seed in seeds]
