@@ -20,9 +20,7 @@ The window that rewards step t ends with the state that action t led to and look
     window, with a learned bias for each distance. All windows of a rollout are scored in one banded pass, which equals
     scoring them one by one only because there is a single attention layer (a second would see past the window).
  5. `--use-actions` makes chains: each state comes with the action that led to it (zeros at the start of an episode).
- 6. The MLP reads a window as the steps from state to state and the newest state (`to_steps`), each in units of its
-    deviation in the demonstrations: between neighbouring states little changes, and D should see what does.
- 7. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
+ 6. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
     demonstrations; rewards are normalized by a running window; time limits are truncations; the policy's deviation
     depends on the state.
 
@@ -425,8 +423,7 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 
 class MLPDiscriminator(nn.Module):
-    """Logit of 'this window is the expert's' from the N - 1 steps and the newest token of `to_steps`: (..., N, X) ->
-    (...)."""
+    """Logit of 'this window is the expert's' from all its tokens side by side: (..., N, X) -> (...)."""
 
     def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
         super().__init__()
@@ -520,14 +517,6 @@ def make_windows(stream: Stream, seq_len: int, look_ahead: bool = False) -> Tens
         return stream.next_tokens[torch.minimum(t + offsets, end), env]
     past = stream.tokens[torch.maximum(t - seq_len + 2 + offsets[:-1], start), env]
     return torch.cat([past, stream.next_tokens[-stream.steps :, :, None]], dim=2)
-
-
-def to_steps(windows: Tensor, step_size: Tensor) -> Tensor:
-    """The same windows in other coordinates: (..., N, X) -> (..., N, X), the N - 1 steps from state to state, each in
-    units of step_size (X,), then the newest state. Neighbouring states are nearly equal: side by side, what the robot
-    did between them hides in a small difference of large inputs."""
-    steps = (windows[..., 1:, :] - windows[..., :-1, :]) / step_size
-    return torch.cat([steps, windows[..., -1:, :]], dim=-2)
 
 
 def obs_after_step(demos: Demos) -> np.ndarray:
@@ -1198,9 +1187,6 @@ def train(args: Args) -> dict:
     shape = (args.seq_len, args.use_actions, envs.obs_dim, envs.action_dim)
     expert_stream = History(*shape, 1, device).stream(obs, next_obs, actions, ended)
     expert = make_windows(expert_stream, args.seq_len, args.look_ahead).flatten(0, 1)  # (L, N, X)
-    in_steps = args.discriminator == "mlp"
-    step_size = (expert[:, 1:] - expert[:, :-1]).square().mean((0, 1)).sqrt() + 1e-3  # (X,); N = 1 makes no use of it
-    expert = to_steps(expert, step_size) if in_steps else expert
 
     generator = Generator().manual_seed(args.seed)
     agent = Agent(envs.obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
@@ -1255,7 +1241,6 @@ def train(args: Args) -> dict:
             actions = standardize(rollout.executed_actions, *action_statistics) if args.use_actions else None
             stream = history.stream(rollout.obs, rollout.next_obs, actions, rollout.ended)
             windows = make_windows(stream, args.seq_len, args.look_ahead)  # (T, N, seq_len, X)
-            windows = to_steps(windows, step_size) if in_steps else windows
             policy, steps = windows.flatten(0, 1), args.disc_steps
             row |= update_discriminator(disc, disc_optimizer, expert, policy, mine, steps, generator)
             with torch.no_grad():

@@ -95,30 +95,6 @@ def test_expert_windows_come_from_the_same_function(demo_file):
     assert torch.equal(windows[:5, 0], expected)
 
 
-def test_steps_are_the_windows_in_other_coordinates():
-    windows = torch.tensor([[[1.0, 10.0], [3.0, 10.0], [4.0, 30.0]]])
-    steps = s.to_steps(windows, torch.tensor([0.5, 5.0]))
-    assert steps.tolist() == [[[4.0, 0.0], [2.0, 4.0], [4.0, 30.0]]]
-    assert torch.equal(s.to_steps(windows[:, -1:], torch.full((2,), math.nan)), windows[:, -1:])  # N = 1 has no steps
-
-
-def test_an_mlp_sees_steps_of_deviation_one_of_expert_and_policy_alike(tmp_path, monkeypatch):
-    seen, update = [], s.update_discriminator
-
-    def spy(disc, optimizer, expert, policy, *rest):
-        seen.append((expert, policy))
-        return update(disc, optimizer, expert, policy, *rest)
-
-    monkeypatch.setattr(s, "update_discriminator", spy)
-    run(tmp_path, "steps", "--seq-len", "2")
-    for expert, policy in seen:
-        assert expert[:, 0].square().mean(0).sqrt() == pytest.approx(np.ones(17), abs=0.05)
-        steps, newest = (policy[:, i].view(100, 8, 17) for i in (0, 1))
-        apart = newest[1:] - newest[:-1]
-        size = (apart / steps[1:]).flatten(0, 1).nanmedian(0).values  # the same for every step of the policy
-        torch.testing.assert_close(steps[1:] * size, apart, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("look_ahead", [False, True])
 def test_a_later_state_changes_an_earlier_reward_only_when_looking_ahead(look_ahead):
     _, _, rollouts = play([12], 100)
