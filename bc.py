@@ -87,9 +87,9 @@ class Args:
     run_name: str = ""
     """name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>; for --study: <exp-name>_study)"""
     resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate instead of training; the figure lands beside it
     compare_with: str = ""
-    """policy.pt, of any script of this project, whose cumulative returns are drawn beside this policy's"""
+    """policy.pt of a script that acts on states, whose cumulative returns are drawn beside this policy's"""
     eval_interval: int = 250
     """gradient steps between evaluations (20 episodes with the mean action), each followed by a checkpoint"""
     eval_episodes: int = 200  # episodes of the final evaluation
@@ -183,7 +183,6 @@ class Demos:
     actions: np.ndarray | None = None  # (L, A) float32, as executed
     rewards: np.ndarray | None = None  # (L,) float32
     qpos: np.ndarray | None = None  # (L + E, nq) float64
-    qvel: np.ndarray | None = None  # (L + E, nv) float64
 
     @property
     def obs_before_step(self) -> np.ndarray:
@@ -224,15 +223,15 @@ def load_demos(
     recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
     require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
     require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
-    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
+    require(isinstance(metadata.get("expert_return_mean", 0), (int, float)), "its expert_return_mean is no number")
     lengths = fields["lengths"]
     counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
     require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
-    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows = dict.fromkeys(("observations", "qpos"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
-        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
             require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
@@ -244,6 +243,7 @@ def load_demos(
     chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
     masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
     kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
+    kept |= {name: kept[name].astype(np.float32) for name in ("observations", "actions", "rewards") if name in kept}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -357,7 +357,7 @@ class GymnasiumEnvs:
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
         options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps, **options)
         except (gym.error.Error, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
@@ -387,9 +387,9 @@ class GymnasiumEnvs:
 
 
 def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else."""
     if env_id == "HalfCheetah-v4":
-        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+        return BatchHalfCheetah(num_envs, max_episode_steps, seed, threads or len(os.sched_getaffinity(0)))
     return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
 
 
@@ -604,14 +604,10 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
     temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
     torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -663,16 +659,12 @@ class MetricsLogger:
         path = run_dir / "metrics.csv"
         if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
             raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
-        try:
-            self.file = open(path, "a", newline="")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
+        self.file = open(path, "a", newline="", buffering=1)  # a row is in the file once it is written
         self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-            self.file.flush()
         if args.track:
             import wandb
 
@@ -690,7 +682,6 @@ class MetricsLogger:
 
     def write(self, row: dict) -> None:
         self.writer.writerow(row)
-        self.file.flush()
         if self.wandb:
             self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
@@ -718,8 +709,6 @@ def make_run_dir(args) -> Path:
         (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -805,7 +794,7 @@ def record_gif(policy: dict, path: Path, seed: int) -> None:
 
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"] or None)
+        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"])
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
@@ -886,7 +875,7 @@ def train(args: Args, quiet: bool = False) -> dict:
         bar.update(last - first)
         save_checkpoint(run_dir / "checkpoint.pt", "bc", args, parts, progress)
         if ctrl_c.is_set():
-            leave(last, run_dir)
+            raise KeyboardInterrupt(f"stopped at step {last}; go on with --resume {run_dir}/checkpoint.pt")
     bar.close()
     if not quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -921,13 +910,13 @@ def train(args: Args, quiet: bool = False) -> dict:
     summary = {name: x for name, x in summary.items() if math.isfinite(x)}  # a set may not tell its expert's return
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_curves(run_dir, args.loss, demos_mean, expert_mean)
-    if args.capture_video:
-        record_gif(final, run_dir / "policy.gif", args.seed)
     val_loss = f"{summary['bc/val_loss']:.4g}" if "bc/val_loss" in summary else "no episode held out"
     rows += [("loss", f"training {summary['bc/train_loss']:.4g}, validation {val_loss}")]
     rows += [("time", f"{seconds:.0f} s, {summary['charts/SPS']:,.0f} gradient steps/s, without evaluations")]
     if not quiet:
         print_table([*rows, ("results", str(run_dir))])
+    if args.capture_video:
+        record_gif(final, run_dir / "policy.gif", args.seed)
     return summary
 
 
@@ -942,10 +931,7 @@ def evaluate_saved(args: Args) -> dict:
         policies.append((short_name(args.compare_with), other))
     figure_path = Path(args.evaluate).with_name(f"{Path(args.evaluate).stem}_cumulative_return.png")
     demos_mean = demos.returns.mean()
-    try:
-        returns = compare_policies(policies, args, demos_mean, figure_path)
-    except OSError as error:
-        raise UserError(f"--evaluate: cannot write {figure_path} ({error.strerror}); copy the policy.pt.") from None
+    returns = compare_policies(policies, args, demos_mean, figure_path)
     summary = {title: describe(x, demos_mean) for (title, _), x in zip(policies, returns)}
     demos_line = f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({args.demos})"
     rows = [("demonstrations", demos_line), *summary.items(), ("episodes", f"{args.eval_episodes}, mean action")]
@@ -1110,11 +1096,6 @@ def watch_ctrl_c() -> threading.Event:
     return pressed
 
 
-def leave(step: int, run_dir: Path) -> None:
-    """Answer Ctrl-C once a checkpoint is saved."""
-    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
-
-
 def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
     """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
     after Ctrl-C."""
@@ -1124,7 +1105,7 @@ def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
         sentence, code = f"error: {error}", 2
     except OSError as error:
         reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
-        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+        sentence, code = f"error: {reason}; give a folder with room and access; checkpoints are whole, for --resume.", 2
     except KeyboardInterrupt as interrupt:
         sentence, code = str(interrupt) or "interrupted", 130
     finally:

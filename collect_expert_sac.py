@@ -20,7 +20,7 @@ Where this departs from the usual implementation, and why (every run: benchmark/
     after 60k updates) and than 0.95.
     LayerNorm in the critics, a smaller reward scale and training episodes of 1000 steps all learned more slowly.
  7. Minibatches of 128: as good an update as 256 (539 and 546 after 300k steps), at 1.5 times as many a second. Returns
-    rise with the number of updates for long: 571 after 0.6M steps, 641 after 2.2M, 694 after 3M, 712 at the end.
+    rise with the number of updates for long: 571 after 0.6M steps, 646 after 2.2M, 676 after 3M, 712 at the end.
 
 Commands (two CPU cores):
 
@@ -78,7 +78,7 @@ class Train:
     exp_name: str = "collect_expert_sac"  # name of the experiment, the first part of the run's name
     seed: int = 1  # seed of everything random: networks, environments, minibatches
     env_id: str = "HalfCheetah-v4"  # environment id
-    max_episode_steps: int = 100  # episodes are cut here, in training as in the sets (0: the environment's own limit)
+    max_episode_steps: int = 100  # episodes are cut here, in training as in the sets
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)
     resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
@@ -106,7 +106,7 @@ class Train:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         require_range(self, ["gamma", "tau"], "between 0 and 1", lambda x: 0 <= x <= 1)
-        check_numbers(self, may_be_zero="max_episode_steps threads learning_starts gamma tau")
+        check_numbers(self, may_be_zero="threads learning_starts gamma tau")
         first, last = 2 * self.num_envs, self.total_timesteps - 1
         if not first <= self.learning_starts <= last:
             raise UserError(f"--learning-starts is {self.learning_starts}, expected {first} to {last}; change it.")
@@ -249,7 +249,7 @@ class GymnasiumEnvs:
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
         options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps, **options)
         except (gym.error.Error, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
@@ -279,9 +279,9 @@ class GymnasiumEnvs:
 
 
 def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else."""
     if env_id == "HalfCheetah-v4":
-        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+        return BatchHalfCheetah(num_envs, max_episode_steps, seed, threads or len(os.sched_getaffinity(0)))
     return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
 
 
@@ -482,7 +482,7 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
 
 
 def export_expert(actor: nn.Sequential, buffer: ReplayBuffer, args: Train) -> dict:
-    """The content of policy.pt, which every script of this project can read."""
+    """The content of policy.pt, which bc.py and this script's `collect` can read."""
     sizes = [actor[0].in_features, *(layer.out_features for layer in actor if isinstance(layer, nn.Linear))]
     # tanh_gaussian: ReLU layers to mean and raw log_std of a Gaussian squashed into the action bounds
     policy = {"format_version": FORMAT_VERSION, "kind": "tanh_gaussian", "env_id": args.env_id, "sizes": sizes}
@@ -547,7 +547,6 @@ class Demos:
     actions: np.ndarray | None = None  # (L, A) float32, as executed
     rewards: np.ndarray | None = None  # (L,) float32
     qpos: np.ndarray | None = None  # (L + E, nq) float64
-    qvel: np.ndarray | None = None  # (L + E, nv) float64
 
     @property
     def obs_before_step(self) -> np.ndarray:
@@ -588,15 +587,15 @@ def load_demos(
     recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
     require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
     require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
-    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
+    require(isinstance(metadata.get("expert_return_mean", 0), (int, float)), "its expert_return_mean is no number")
     lengths = fields["lengths"]
     counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
     require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
-    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows = dict.fromkeys(("observations", "qpos"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
-        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
             require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
@@ -608,6 +607,7 @@ def load_demos(
     chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
     masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
     kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
+    kept |= {name: kept[name].astype(np.float32) for name in ("observations", "actions", "rewards") if name in kept}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -665,10 +665,10 @@ def convert(args: Convert) -> None:
     source, target = Path(args.source), Path(args.target)
     if {source.suffix, target.suffix} != {".pkl", ".npz"}:
         raise UserError(f"--source {source} and --target {target}: expected one .pkl and one .npz; rename them.")
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".pkl":
         arrays = pickle_to_arrays(args.source)
         metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": int(arrays["lengths"].max()), "noise_scale": None}
-        prepare_file(target, "--target")
         save_demos(target, arrays, metadata)
     else:
         demos = load_demos(args.source, None, 0, np.random.default_rng(), ("actions", "rewards"))
@@ -677,19 +677,9 @@ def convert(args: Convert) -> None:
         for states, actions, rewards in zip(*columns):
             steps = zip(states, actions, rewards, np.arange(len(rewards)) == len(rewards) - 1)
             trajectories.append([dict(zip((*PICKLE_KEYS, "done"), step)) for step in steps])
-        prepare_file(target, "--target")
         with open(target, "wb") as file:
             pickle.dump(trajectories, file)
     print(f"wrote {target}")
-
-
-def prepare_file(path: Path, flag: str) -> None:
-    """Make the folder that a file is to be written into; UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another place.") from None
 
 
 def inspect(args: Inspect) -> None:
@@ -716,7 +706,7 @@ def inspect(args: Inspect) -> None:
     middle.set(xlabel="step of the episode", ylabel="return so far", title="Growth of the return, a line an episode")
     right.violinplot(list(demos.actions.T), showextrema=False)
     right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
-    prepare_file(Path(args.figure), "--figure")
+    Path(args.figure).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.figure, dpi=120)
     print(f"figure: {args.figure}")
 
@@ -728,14 +718,10 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
     temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
     torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -787,16 +773,12 @@ class MetricsLogger:
         path = run_dir / "metrics.csv"
         if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
             raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
-        try:
-            self.file = open(path, "a", newline="")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
+        self.file = open(path, "a", newline="", buffering=1)  # a row is in the file once it is written
         self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-            self.file.flush()
         if args.track:
             import wandb
 
@@ -814,7 +796,6 @@ class MetricsLogger:
 
     def write(self, row: dict) -> None:
         self.writer.writerow(row)
-        self.file.flush()
         if self.wandb:
             self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
@@ -837,8 +818,6 @@ def make_run_dir(args) -> Path:
         (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -957,7 +936,7 @@ def train(args: Train) -> dict:
             if crossed(step, since_last_row, args.checkpoint_interval) or ctrl_c.is_set():
                 checkpoint()
             if ctrl_c.is_set():
-                leave(step, run_dir)
+                raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
             clock = time.perf_counter()
         bar.update(args.num_envs)
     bar.close()
@@ -989,11 +968,9 @@ def collect(args: Collect) -> None:
     require_range(args, ["episodes"], "greater than 0", lambda x: x > 0)
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     policy = load_saved(args.expert, "--expert", {"kind": "tanh_gaussian"})
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         returns = record_sets(policy, Path(args.output_dir), args.episodes, args.seed)
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = type(error).__name__
         raise UserError(f"--expert {args.expert}: damaged or of another version ({reason}); give another.") from None
@@ -1017,11 +994,6 @@ def watch_ctrl_c() -> threading.Event:
     return pressed
 
 
-def leave(step: int, run_dir: Path) -> None:
-    """Answer Ctrl-C once a checkpoint is saved."""
-    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
-
-
 def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
     """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
     after Ctrl-C."""
@@ -1031,7 +1003,7 @@ def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
         sentence, code = f"error: {error}", 2
     except OSError as error:
         reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
-        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+        sentence, code = f"error: {reason}; give a folder with room and access; checkpoints are whole, for --resume.", 2
     except KeyboardInterrupt as interrupt:
         sentence, code = str(interrupt) or "interrupted", 130
     finally:

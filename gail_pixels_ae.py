@@ -198,7 +198,8 @@ class Args:
         needed = rollout + pretraining_frames(self)
         expected = f"of {needed} or more, the pretraining's frames and one rollout"
         require_range(self, ["total_timesteps"], expected, lambda x: x >= needed)
-        select_device(self.cuda)
+        if self.cuda and not torch.cuda.is_available():
+            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
         if self.env_id != "HalfCheetah-v4":
             raise UserError(f"--env-id is {self.env_id}, but frames are of HalfCheetah-v4 alone; leave the flag out.")
 
@@ -250,15 +251,6 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
-def select_device(cuda: bool) -> torch.device:
-    """The device asked for; an error rather than a silent fallback when there is no GPU."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError(
-            "--cuda was given, but PyTorch sees no CUDA GPU; leave it out or install a CUDA build of torch."
-        )
-    return torch.device("cuda" if cuda else "cpu")
-
-
 # Demonstrations
 
 
@@ -274,7 +266,6 @@ class Demos:
     actions: np.ndarray | None = None  # (L, A) float32, as executed
     rewards: np.ndarray | None = None  # (L,) float32
     qpos: np.ndarray | None = None  # (L + E, nq) float64
-    qvel: np.ndarray | None = None  # (L + E, nv) float64
 
     @property
     def obs_before_step(self) -> np.ndarray:
@@ -315,15 +306,15 @@ def load_demos(
     recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
     require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
     require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
-    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
+    require(isinstance(metadata.get("expert_return_mean", 0), (int, float)), "its expert_return_mean is no number")
     lengths = fields["lengths"]
     counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
     require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
-    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows = dict.fromkeys(("observations", "qpos"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
-        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
             require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
@@ -335,6 +326,7 @@ def load_demos(
     chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
     masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
     kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
+    kept |= {name: kept[name].astype(np.float32) for name in ("observations", "actions", "rewards") if name in kept}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -399,14 +391,6 @@ class BatchHalfCheetah:
         self.batch.state[:] = saved["state"].numpy()
         self.elapsed[:] = saved["elapsed"]
         self.rng.bit_generator.state = saved["rng"]
-
-
-class FilmedHalfCheetah(BatchHalfCheetah):
-    """Keeps the positions in which ended episodes stopped, so that their last frame can be rendered."""
-
-    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
-        self.qpos_before_reset = self.qpos.copy()
-        return super().reset(ids)
 
 
 # Rendering: the same code makes the expert's frames and the policy's
@@ -604,13 +588,9 @@ class Autoencoder(nn.Module):
         """uint8 (B, C, H, W) -> latents (B, Z)."""
         return self.encoder(self.center(frames))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, Z) -> centered frames (B, C, H, W)."""
-        return self.decoder(latents)
-
     def errors(self, latents: Tensor, frames: Tensor) -> Tensor:
-        """Weighted mean squared error of each reconstruction, (B, Z), (B, C, H, W) -> (B,)."""
-        return ((self.decode(latents) - self.center(frames)).square() * self.weight).mean((1, 2, 3))
+        """Weighted mean squared error of each reconstruction, latents (B, Z), frames (B, C, H, W) -> (B,)."""
+        return ((self.decoder(latents) - self.center(frames)).square() * self.weight).mean((1, 2, 3))
 
     def loss(self, frames: Tensor) -> Tensor:
         """Mean of the errors, ()."""
@@ -876,7 +856,7 @@ class PixelCollector:
     it, or with --faithful all K frames (C = K), for one latent.
     """
 
-    def __init__(self, envs: FilmedHalfCheetah, renderer: Renderer, autoencoder: Autoencoder, predictor, args, device):
+    def __init__(self, envs: BatchHalfCheetah, renderer: Renderer, autoencoder: Autoencoder, predictor, args, device):
         self.envs, self.renderer, self.device = envs, renderer, device
         self.autoencoder, self.predictor = autoencoder, predictor  # predictor: None, and policies see what there is
         self.faithful, self.frame_stack, self.policy_obs = args.faithful, args.frame_stack, args.policy_obs
@@ -930,7 +910,7 @@ class PixelCollector:
             ended = terminated | truncated
             self.actions = torch.cat([self.actions, action.clamp(-1, 1)[:, None]], dim=1)[:, 1:]
 
-            frames = self.render(envs.qpos_before_reset if ended.any() else envs.qpos)
+            frames = self.render(envs.final_qpos)
             self.frames = torch.cat([self.frames[:, 1:], frames[:, None]], dim=1)
             view = self.frames if self.faithful else frames[:, None]
             newest = encode_all(self.autoencoder, view)[:, None]
@@ -1099,7 +1079,7 @@ def evaluate(
 
     policy is what `restore_policy` returns; environments and random numbers are the evaluation's own.
     """
-    envs = FilmedHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
+    envs = BatchHalfCheetah(episodes, policy["max_episode_steps"], seed, threads)
     collector = PixelCollector(envs, renderer, policy["autoencoder"], policy["predictor"], policy["args"], device)
     generator, steps = Generator().manual_seed(seed), policy["max_episode_steps"]
     rollout, film = collector.rollout(policy["agent"], policy["statistics"], steps, generator, sampled)
@@ -1233,14 +1213,10 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
     temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
     torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -1292,16 +1268,12 @@ class MetricsLogger:
         path = run_dir / "metrics.csv"
         if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
             raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
-        try:
-            self.file = open(path, "a", newline="")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
+        self.file = open(path, "a", newline="", buffering=1)  # a row is in the file once it is written
         self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-            self.file.flush()
         if args.track:
             import wandb
 
@@ -1319,7 +1291,6 @@ class MetricsLogger:
 
     def write(self, row: dict) -> None:
         self.writer.writerow(row)
-        self.file.flush()
         if self.wandb:
             self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
@@ -1378,7 +1349,7 @@ def picture_reconstructions(autoencoder: Autoencoder, expert: Tensor, policy: Te
         views = views[torch.linspace(0, len(views) - 1, 4).long().to(views.device)]
         with torch.no_grad():
             truth = autoencoder.center(views)[:, -1]
-            guess = autoencoder.decode(autoencoder.encode(views))[:, -1]
+            guess = autoencoder.decoder(autoencoder.encode(views))[:, -1]
         for i in range(4):
             column = axes[:, 4 * side + i]
             pictures = (truth[i] + autoencoder.mean_frame, guess[i] + autoencoder.mean_frame, (guess - truth)[i])
@@ -1432,8 +1403,6 @@ def make_run_dir(args) -> Path:
         (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -1510,7 +1479,7 @@ class Networks:
         return {name: part for name, part in vars(self).items() if part is not None}
 
 
-def make_networks(args: Args, expert: ExpertFilm, envs: FilmedHalfCheetah, generator: Generator) -> Networks:
+def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, generator: Generator) -> Networks:
     """Networks and optimizers, on the device that the expert's frames are on."""
     device, predictor, predictor_optimizer, inverse = expert.frames.device, None, None, None
     seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
@@ -1585,7 +1554,7 @@ def train(args: Args) -> dict:
     generator = Generator().manual_seed(args.seed)
 
     expert = film_expert(demos, renderer, args, device)
-    envs = FilmedHalfCheetah(mine.num_envs, max_episode_steps, own_seed, threads)
+    envs = BatchHalfCheetah(mine.num_envs, max_episode_steps, own_seed, threads)
     nets = make_networks(args, expert, envs, generator)
     autoencoder, inverse, predictor, agent, disc = nets.autoencoder, nets.inverse, nets.predictor, nets.agent, nets.disc
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
@@ -1711,7 +1680,7 @@ def train(args: Args) -> dict:
         if crossed(step, batch_size, args.checkpoint_interval) or last or any(pressed):
             keep_checkpoint()
         if any(pressed):
-            leave(step, run_dir)
+            raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if RANK > 0:
@@ -1759,8 +1728,8 @@ def finish_pixel_run(
 
 def evaluate_pixels_policy(args: Args) -> dict:
     """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
-    require_range(args, ["eval_episodes"], "greater than 0", lambda x: x > 0)
-    device = select_device(args.cuda)
+    args.check()
+    device = torch.device("cuda" if args.cuda else "cpu")
     content = load_saved(args.evaluate, "--evaluate", {"kind": "pixels"})
     try:
         policy = restore_policy(content, device)
@@ -1793,11 +1762,6 @@ def watch_ctrl_c() -> threading.Event:
     return pressed
 
 
-def leave(step: int, run_dir: Path) -> None:
-    """Answer Ctrl-C once a checkpoint is saved."""
-    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
-
-
 def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
     """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
     after Ctrl-C."""
@@ -1807,7 +1771,7 @@ def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
         sentence, code = f"error: {error}", 2
     except OSError as error:
         reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
-        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+        sentence, code = f"error: {reason}; give a folder with room and access; checkpoints are whole, for --resume.", 2
     except KeyboardInterrupt as interrupt:
         sentence, code = str(interrupt) or "interrupted", 130
     finally:

@@ -212,7 +212,6 @@ class Demos:
     actions: np.ndarray | None = None  # (L, A) float32, as executed
     rewards: np.ndarray | None = None  # (L,) float32
     qpos: np.ndarray | None = None  # (L + E, nq) float64
-    qvel: np.ndarray | None = None  # (L + E, nv) float64
 
     @property
     def obs_before_step(self) -> np.ndarray:
@@ -253,15 +252,15 @@ def load_demos(
     recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
     require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
     require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
-    require(isinstance(metadata.get("expert_return_mean", 0.0), float), "its expert_return_mean is no number")
+    require(isinstance(metadata.get("expert_return_mean", 0), (int, float)), "its expert_return_mean is no number")
     lengths = fields["lengths"]
     counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
     require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
     episodes, steps = len(lengths), int(lengths.sum())
-    rows = dict.fromkeys(("observations", "qpos", "qvel"), steps + episodes)
+    rows = dict.fromkeys(("observations", "qpos"), steps + episodes)
     rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
     for name, count in rows.items():
-        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "qvel", "actions") else 1
+        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
             require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
@@ -273,6 +272,7 @@ def load_demos(
     chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
     masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
     kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
+    kept |= {name: kept[name].astype(np.float32) for name in ("observations", "actions", "rewards") if name in kept}
     return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
 
 
@@ -345,7 +345,7 @@ class GymnasiumEnvs:
     def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
         options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         try:
-            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps or None, **options)
+            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps, **options)
         except (gym.error.Error, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
@@ -375,9 +375,9 @@ class GymnasiumEnvs:
 
 
 def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-    """The fast HalfCheetah-v4, or gymnasium's version of anything else (max_episode_steps 0: the environment's own)."""
+    """The fast HalfCheetah-v4, or gymnasium's version of anything else."""
     if env_id == "HalfCheetah-v4":
-        return BatchHalfCheetah(num_envs, max_episode_steps or 1000, seed, threads or len(os.sched_getaffinity(0)))
+        return BatchHalfCheetah(num_envs, max_episode_steps, seed, threads or len(os.sched_getaffinity(0)))
     return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
 
 
@@ -941,14 +941,10 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
     temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
     torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -1000,16 +996,12 @@ class MetricsLogger:
         path = run_dir / "metrics.csv"
         if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
             raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
-        try:
-            self.file = open(path, "a", newline="")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make the run's folder writable.") from None
+        self.file = open(path, "a", newline="", buffering=1)  # a row is in the file once it is written
         self.writer, self.wandb = csv.DictWriter(self.file, columns), None
         if saved:
             self.file.truncate(saved["offset"])
         else:
             self.writer.writeheader()
-            self.file.flush()
         if args.track:
             import wandb
 
@@ -1027,7 +1019,6 @@ class MetricsLogger:
 
     def write(self, row: dict) -> None:
         self.writer.writerow(row)
-        self.file.flush()
         if self.wandb:
             self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
 
@@ -1081,7 +1072,7 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
 
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"] or None)
+        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"])
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
@@ -1112,8 +1103,6 @@ def make_run_dir(args) -> Path:
         (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
-    except OSError as error:
-        raise UserError(f"--output-dir {args.output_dir}: cannot write ({error.strerror}); choose another.") from None
     return run_dir
 
 
@@ -1257,7 +1246,7 @@ def train(args: Args) -> dict:
         row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if iteration == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
+        if iteration == RANK == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
             warning = "warning: episodes can end early, and a centered reward may pay for that: see --no-center-reward"
             bar.write(warning, file=sys.stderr)
         if crossed(step, batch_size, args.eval_interval) or last:
@@ -1280,7 +1269,7 @@ def train(args: Args) -> dict:
             else:
                 own.state_dict()  # this process's share of it
         if any(pressed):
-            leave(step, run_dir)
+            raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if RANK > 0:
@@ -1306,8 +1295,6 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     logger.close(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_run(run_dir, demos_mean, expert_mean)
-    if args.capture_video:
-        record_video(policy, run_dir / "policy.gif", args.seed)
     rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
     rows += [("expert, mean action", f"{expert_mean:.0f}")]
     for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
@@ -1315,6 +1302,8 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     rows += [("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
     rows += [("time", f"{seconds:.0f} s, {env_steps / seconds:,.0f} steps/s"), ("results", str(run_dir))]
     print_table(rows)
+    if args.capture_video:
+        record_video(policy, run_dir / "policy.gif", args.seed)
     return summary
 
 
@@ -1350,11 +1339,6 @@ def watch_ctrl_c() -> threading.Event:
     return pressed
 
 
-def leave(step: int, run_dir: Path) -> None:
-    """Answer Ctrl-C once a checkpoint is saved."""
-    raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
-
-
 def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
     """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
     after Ctrl-C."""
@@ -1364,7 +1348,7 @@ def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
         sentence, code = f"error: {error}", 2
     except OSError as error:
         reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
-        sentence, code = f"error: {reason}; make room or give access, then --resume: checkpoints are whole.", 2
+        sentence, code = f"error: {reason}; give a folder with room and access; checkpoints are whole, for --resume.", 2
     except KeyboardInterrupt as interrupt:
         sentence, code = str(interrupt) or "interrupted", 130
     finally:

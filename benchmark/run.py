@@ -39,10 +39,10 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "gail": [
         ("GAIL 1M", "gail_ppo.py", [], TEN),
         ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
-        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
         ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env"], FIVE),
         ("combined 1M", "gail_ppo.py", ["--reward-source", "combined"], FIVE),
         ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward"], FIVE),
+        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
         ("PPO on the env reward 2M", "gail_ppo.py", ["--reward-source", "env", *TWO_MILLION], FIVE),
         ("combined 2M", "gail_ppo.py", ["--reward-source", "combined", *TWO_MILLION], FIVE),
         ("GAIL without normalization 2M", "gail_ppo.py", ["--no-normalize-reward", *TWO_MILLION], FIVE),

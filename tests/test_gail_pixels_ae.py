@@ -56,7 +56,7 @@ def settings(*flags: str) -> script.Args:
 
 def test_a_live_frame_is_the_frame_rendered_again_from_the_saved_state(renderer):
     """After a step MuJoCo's derived fields lag one substep; a picture must depend on qpos alone."""
-    envs, rng = script.FilmedHalfCheetah(2, 100, 0, 1), np.random.default_rng(0)
+    envs, rng = script.BatchHalfCheetah(2, 100, 0, 1), np.random.default_rng(0)
     envs.reset()
     live, saved = [], []
     for _ in range(12):
@@ -88,12 +88,12 @@ def test_the_picture_shows_the_animal_moving_not_the_world_passing(renderer, dem
 
 
 def test_the_last_frame_of_an_episode_is_kept():
-    envs = script.FilmedHalfCheetah(3, 2, 0, 1)
+    envs = script.BatchHalfCheetah(3, 2, 0, 1)
     envs.reset()
     envs.step(np.zeros((3, 6)))
     *_, truncated, final_obs = envs.step(np.ones((3, 6)))
     assert truncated.all()
-    assert np.array_equal(envs.qpos_before_reset[:, 1:], final_obs[:, :8])
+    assert np.array_equal(envs.final_qpos[:, 1:], final_obs[:, :8])
     assert not np.allclose(envs.qpos[:, 1:], final_obs[:, :8])
 
 
@@ -123,7 +123,7 @@ def test_autoencoder_shapes(size, width, channels, latent_dim):
     frames = frames_of(5, size, channels, width)
     latents = autoencoder.encode(frames)
     assert latents.shape == (5, latent_dim)
-    assert autoencoder.decode(latents).shape == frames.shape
+    assert autoencoder.decoder(latents).shape == frames.shape
     assert torch.allclose(script.encode_all(autoencoder, frames), latents, atol=1e-6)
 
 
@@ -131,7 +131,7 @@ def test_reconstruction_loss_is_the_weighted_squared_error():
     autoencoder, frames = script.Autoencoder(1, 16, 16, 4), frames_of(3, 16)
     autoencoder.set_reference(frames[:, 0], weighted=True)
     with torch.no_grad():
-        guess, truth = autoencoder.decode(autoencoder.encode(frames)), frames.float() / 255 - autoencoder.mean_frame
+        guess, truth = autoencoder.decoder(autoencoder.encode(frames)), frames.float() / 255 - autoencoder.mean_frame
         expected = sum(
             autoencoder.weight[i, j] * (guess[b, 0, i, j] - truth[b, 0, i, j]) ** 2
             for b in range(3)
@@ -217,7 +217,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
     torch.manual_seed(0)
     flags = ["--frame-stack", "3", "--latent-dim", "4", "--image-size", "16"] + ["--faithful"] * faithful
     args = script.parse_args(flags, script.Args)
-    envs = script.FilmedHalfCheetah(2, 5, 0, 1)  # episodes of 5 steps, rollout of 8: one reset within
+    envs = script.BatchHalfCheetah(2, 5, 0, 1)  # episodes of 5 steps, rollout of 8: one reset within
     autoencoder = script.Autoencoder(3 if faithful else 1, 16, 16, 4)
     agent = script.Agent((4 if faithful else 12) + 12, 6, 8, torch.Generator().manual_seed(0))
     renderer = Slide()
@@ -265,7 +265,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
 
 def test_policy_on_states_sees_states():
     args = script.parse_args(["--image-size", "16", "--policy-obs", "state", "--latent-dim", "4"], script.Args)
-    envs = script.FilmedHalfCheetah(2, 5, 0, 1)
+    envs = script.BatchHalfCheetah(2, 5, 0, 1)
     agent = script.Agent(17, 6, 8, torch.Generator().manual_seed(0))
     collector = script.PixelCollector(envs, Slide(), script.Autoencoder(1, 16, 16, 4), None, args, torch.device("cpu"))
     statistics = {"latent": (torch.zeros(16), torch.ones(16)), "state": (torch.zeros(17), torch.full((17,), 0.5))}
@@ -284,7 +284,7 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     args = script.parse_args(
         ["--image-size", "16", "--latent-dim", "4", "--frame-stack", "2", "--ae-batch-size", "4"], script.Args
     )
-    envs = script.FilmedHalfCheetah(4, 10, 0, 1)
+    envs = script.BatchHalfCheetah(4, 10, 0, 1)
     autoencoder = script.Autoencoder(1, 16, 16, 4)
     agent = script.Agent(8 + 6, 6, 8, generator)
     disc = script.Discriminator(8, 8, False, generator)
@@ -339,7 +339,7 @@ def test_inverse_loss_does_not_pull_on_the_size_of_the_latents():
 
 def random_film(args, renderer, autoencoder) -> script.Film:
     """What an untrained policy shows."""
-    envs = script.FilmedHalfCheetah(args.num_envs, 100, 0, 1)
+    envs = script.BatchHalfCheetah(args.num_envs, 100, 0, 1)
     collector = script.PixelCollector(envs, renderer, autoencoder, None, args, torch.device("cpu"))
     dim = args.frame_stack * args.latent_dim
     agent = script.Agent(dim + 6 * (args.frame_stack - 1), 6, 8, torch.Generator().manual_seed(0))
@@ -416,7 +416,7 @@ def test_a_policy_with_a_predictor_sees_its_predictions(renderer):
     args = settings(*MINI)
     autoencoder = script.Autoencoder(1, 32, 56, 8)
     predictor = script.Predictor(8, 4, 6, torch.Generator().manual_seed(0))
-    envs = script.FilmedHalfCheetah(2, 5, 0, 1)
+    envs = script.BatchHalfCheetah(2, 5, 0, 1)
     collector = script.PixelCollector(envs, renderer, autoencoder, predictor, args, torch.device("cpu"))
     agent = script.Agent(predictor.obs_dim, 6, 8, torch.Generator().manual_seed(0))
     statistics = {"latent": (torch.zeros(32), torch.ones(32))}
@@ -556,7 +556,7 @@ def test_nothing_but_pixels_reaches_the_learner(tmp_path, monkeypatch):
 
     def blind_demos(*args):
         demos = load(*args)
-        demos.observations[:], demos.actions[:], demos.rewards[:], demos.qvel[:] = np.nan, np.nan, np.nan, np.nan
+        demos.observations[:], demos.actions[:], demos.rewards[:] = np.nan, np.nan, np.nan
         return demos
 
     monkeypatch.setattr(script.BatchHalfCheetah, "observe", lambda self: observe(self) * np.nan)
@@ -592,7 +592,7 @@ def test_two_threads_give_what_one_gives(tmp_path):
     """Physics and rendering exactly; networks up to rounding, so one rollout is compared."""
     finished = []
     for threads in (1, 2):
-        envs = script.FilmedHalfCheetah(5, 7, 3, threads)
+        envs = script.BatchHalfCheetah(5, 7, 3, threads)
         renderer, rng = script.Renderer(16, threads), np.random.default_rng(0)
         envs.reset()
         shown = []

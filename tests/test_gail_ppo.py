@@ -472,6 +472,19 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path):
     assert a == b != c
 
 
+def test_demonstrations_of_double_precision_train(tmp_path):
+    with np.load(DEMOS) as file:
+        fields = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in file.items()}
+    metadata = json.loads(str(fields["metadata"])) | {"expert_return_mean": 700}
+    np.savez(tmp_path / "double.npz", **fields | {"metadata": json.dumps(metadata)})
+    run(tmp_path, "double", "--demos", str(tmp_path / "double.npz"))
+    run(tmp_path, "single")
+    double, single = (
+        torch.load(tmp_path / x / "policy.pt", weights_only=True)["weights"] for x in ("double", "single")
+    )
+    assert all(torch.equal(double[name], single[name]) for name in single)
+
+
 class Killed(Exception):
     pass
 

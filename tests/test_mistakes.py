@@ -89,7 +89,7 @@ TABLE = [
     (("collect_expert_sac",), "--env-id Nothing-v0", "--env-id Nothing-v0: "),
     (("collect_expert_sac",), "--env-id CartPole-v1", "its actions are Discrete(2), expected a flat Box"),
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--run-name taken", "--run-name taken: "),
-    ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "text.pt: cannot write"),
+    ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "Not a directory; give a folder"),
     (("gail_ppo", "gail_state_seq"), "--reward-source combined --no-normalize-reward", "drop it or --no-normalize-rew"),
     (("gail_ppo",), "--reward-source env --burn-in-steps 5", "--burn-in-steps trains the discriminator"),
     (("gail_ppo",), "--disc-interval 0", "--disc-interval is 0"),
