@@ -135,7 +135,7 @@ class Args:
     disc_learning_rate: float = 1e-3  # Adam step size of the discriminator
     disc_steps: int = 10  # minibatch steps of the discriminator per rollout
     disc_batch_size: int = 512  # expert transitions, and as many of the policy's, in a discriminator minibatch
-    disc_hidden_size: int = 256  # width of the two hidden layers of the discriminator
+    disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
     grad_penalty_coef: float = 0.3  # weight of the discriminator's gradient penalty
     disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
 

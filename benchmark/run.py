@@ -103,7 +103,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             (
                 f"transformer, N = {n}, {'(s, a)' if actions else 'states'}",
                 "gail_state_seq.py",
-                ["--seq-len", str(n), "--discriminator", "transformer", "--disc-hidden-size", "128", *actions],
+                ["--seq-len", str(n), "--discriminator", "transformer", *actions],
                 FIVE,
             )
             for n in (16, 100)
