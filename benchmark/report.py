@@ -31,7 +31,7 @@ DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
     "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
     "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
-    "state_seq": ("state_seq", [f"N = {n}" for n in range(1, 6)]),
+    "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
 }
 
 
