@@ -25,7 +25,8 @@ RESULTS = ROOT / "benchmark/results"
 FIGURES = ROOT / "benchmark/figures"
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
-ORIGINAL = {"GAIL 1M": "79 / 65 (50M steps)", "GAIL 2M": "79 / 65 (50M steps)", "combined 2M": "89 / 72 (50M steps)"}
+ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M"), "79 / 65 (50M steps)")
+ORIGINAL |= dict.fromkeys(("combined 1M", "combined 2M"), "89 / 72 (50M steps)")
 # figure -> (suite, variants drawn)
 DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
@@ -116,7 +117,8 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     first = rows[variants[-1]][0]  # the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
     ax.axhline(float(first["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
-    ax.set(xlabel="environment steps (million)", ylabel="true return of an episode, mean action", ylim=(0, None))
+    top = 1.08 * float(first["expert_return_mean"])
+    ax.set(xlabel="environment steps (million)", ylabel="true return of an episode, mean action", ylim=(0, top))
     ax.legend(loc="lower right", fontsize="small")
     ax.grid(alpha=0.3)
     FIGURES.mkdir(exist_ok=True)
