@@ -27,7 +27,7 @@ Where this departs from the papers, and why:
 
 Commands (two CPU cores):
 
-    python gail_ppo.py                                      # GAIL on data/halfcheetah-v4_sac_stochastic-one.npz
+    python gail_ppo.py                                      # GAIL on stochastic-one: 80 seconds
     python gail_ppo.py --num-demos 1                        # from one episode of 100 steps
     python gail_ppo.py --reward-source combined             # env reward + GAIL reward, each normalized
     python gail_ppo.py --reward-source env                  # plain PPO, the baseline

@@ -27,7 +27,7 @@ The window that rewards step t ends with the state that action t led to and look
 Commands (two CPU cores):
 
     python gail_state_seq.py                                    # N = 2, no actions
-    python gail_state_seq.py --seq-len 4                        # the last four states
+    python gail_state_seq.py --seq-len 4                        # the last four states: 78 seconds
     python gail_state_seq.py --seq-len 16 --discriminator transformer --use-actions
     python gail_state_seq.py --num-demos 1                      # from one episode of 100 steps
     python gail_state_seq.py --evaluate runs/<run>/policy.pt

@@ -126,8 +126,24 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     plt.close(figure)
 
 
+def study_table(rows: list[dict]) -> str:
+    """bc.py's study: returns by demonstration set and width, mean (and range) of the seeds."""
+    widths = sorted({int(row["width"]) for row in rows})
+    lines = [" | ".join(["| demonstrations", "their return", *(f"width {w}" for w in widths)]) + " |"]
+    lines.append("|---" * (len(widths) + 2) + "|")
+    for level in dict.fromkeys(row["level"] for row in rows):
+        cells = [f"| {level}"]
+        for width in [None, *widths]:
+            mine = [row for row in rows if row["level"] == level and width in (None, int(row["width"]))]
+            values = [float(row["eval/return_mean" if width else "demos_return_mean"]) for row in mine]
+            spread = f" ({min(values):.0f} to {max(values):.0f})" if width and len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.0f}{spread}" if values else "–")
+        lines.append(" | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def results(name: str) -> str:
-    """A suite's CSV as a table of its variants; any other CSV as it stands."""
+    """A suite's CSV as a table of its variants, the BC study's as a grid; any other CSV as it stands."""
     path = RESULTS / f"{name}.csv"
     if not path.exists():
         return "(not measured yet)"
@@ -135,6 +151,8 @@ def results(name: str) -> str:
         head, *rows = csv.reader(file)
     if "variant" in head:
         return table(read(name))
+    if "level" in head:
+        return study_table([dict(zip(head, row)) for row in rows])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 

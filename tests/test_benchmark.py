@@ -41,6 +41,18 @@ def test_a_csv_without_variants_is_shown_as_it_stands(tmp_path, monkeypatch):
     assert report.results("y") == "(not measured yet)"
 
 
+def test_the_study_becomes_a_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    rows = ["a,16,1,10,40", "a,16,2,20,40", "a,64,1,30,40", "b,64,1,7,50"]
+    (tmp_path / "x.csv").write_text("\n".join(["level,width,seed,eval/return_mean,demos_return_mean", *rows]))
+    assert report.results("x").splitlines() == [
+        "| demonstrations | their return | width 16 | width 64 |",
+        "|---|---|---|---|",
+        "| a | 40 | 15 (10 to 20) | 30 |",
+        "| b | 50 | – | 7 |",
+    ]
+
+
 def test_readme_says_what_the_csvs_say():
     text = (ROOT / "README.md").read_text()
     assert report.with_tables(text) == text, "run `python benchmark/report.py`"
