@@ -35,7 +35,8 @@ The environment's reward (-0.01 a step, 1 at the goal) is only ever reported. Wh
 Commands. With the first two, ten of ten seeds end with the expert's own success and steps, on 5,000 starts each (95.0%
 on average). The third solves them all, as its expert does, in 7 to 9% fewer steps, since its mean action has no noise
 (1 to 3% fewer when sampled). A fresh discriminator knows 91 to 94% at the start and 46 to 57% at the end. A run ends
-11 to 12 s after the command on two idle cores; on busy ones after 12 to 17 (one: 57; toy_pointnav.csv in benchmark/results).
+11 to 12 s after the command on two idle cores, on busy ones after 12 to 17, once 57 (toy_pointnav.csv in
+benchmark/results).
 
     python toy_pointnav.py
     python toy_pointnav.py --algorithm trpo
