@@ -81,8 +81,9 @@ def table(groups: dict[str, list[dict]]) -> str:
         interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
         reached = [float(r["steps_to_90"]) for r in rows if r.get("steps_to_90")]
         steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
-        speed = f"{np.median([float(r['charts/SPS']) for r in rows]):,.0f}"
-        if not rows[0].get("env_steps"):
+        if rows[0].get("env_steps"):
+            speed = f"{np.median([float(r['charts/SPS']) for r in rows]):,.0f}"
+        else:
             steps = speed = "–"  # a method that takes no steps while it learns
         several = len(rows) > 1  # one seed has no spread
         spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
