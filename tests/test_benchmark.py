@@ -92,7 +92,7 @@ def test_one_seed_shows_no_spread():
     one, two = (report.table({"x": [row] * seeds}).splitlines()[-1] for seeds in (1, 2))
     assert one == "| x | 1 | 50.0 | – | 40.0 | never (0/1) | 10 | – |"
     assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 40.0 ± 0.0 | never (0/2) | 10 | – |"
-    row |= {"eval/sampled_vs_demos": "", "env_steps": "", "charts/SPS": ""}  # as behaviour cloning: never sampled, no steps to learn
+    row |= dict.fromkeys(("eval/sampled_vs_demos", "env_steps", "charts/SPS"), "")  # as behaviour cloning
     assert report.table({"x": [row]}).splitlines()[-1] == "| x | 1 | 50.0 | – | – | – | – | – |"
 
 
