@@ -908,8 +908,9 @@ def train(args: Args, quiet: bool = False) -> dict:
         summary |= {"compare/fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
         rows.append((short_name(args.compare_with), describe(x, demos_mean)))
     summary = {name: x for name, x in summary.items() if math.isfinite(x)}  # a set may not tell its expert's return
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     plot_curves(run_dir, args.loss, demos_mean, expert_mean)
+    (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(run_dir / "summary.tmp", run_dir / "summary.json")  # the study takes a run that has it for whole
     val_loss = f"{summary['bc/val_loss']:.4g}" if "bc/val_loss" in summary else "no episode held out"
     rows += [("loss", f"training {summary['bc/train_loss']:.4g}, validation {val_loss}")]
     rows += [("time", f"{seconds:.0f} s, {summary['charts/SPS']:,.0f} gradient steps/s, without evaluations")]
@@ -1007,11 +1008,13 @@ def study(args: Args) -> list[dict]:
     except KeyboardInterrupt:
         message = f"interrupted; {folder} keeps the {len(rows)} runs that ended, and the same command goes on."
         raise KeyboardInterrupt(message) from None
-    rows.sort(key=lambda row: (LEVELS.index(row["level"]), row["width"], row["seed"]))
-    with open(folder / "study.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, STUDY_COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    finally:  # what is done lands in the CSV however the study ends
+        rows.sort(key=lambda row: (LEVELS.index(row["level"]), row["width"], row["seed"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "study.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, STUDY_COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
     print_study(rows)
     plot_study(folder, rows)
     print(f"  results: {folder}\n")

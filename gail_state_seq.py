@@ -1222,7 +1222,7 @@ def train(args: Args) -> dict:
         clock = [time.perf_counter()]
         torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
         rollout = collector.rollout(agent, args.num_steps, generator)
-        torch.set_num_threads(min(mine.threads, 2))  # two do 1.4 times the work of one on minibatches this small
+        torch.set_num_threads(min(mine.threads, 2))  # faster than one; more were not tried
         clock.append(time.perf_counter())
 
         row, logit = {}, None

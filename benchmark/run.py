@@ -113,7 +113,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
-        ("true reward on latents, 1M", "gail_pixels_ae.py", ["--reward-source", "env"], THREE),
+        ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env", *THREE_MILLION], THREE),
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
         ("policy on latents, 3M", "gail_pixels_ae.py", THREE_MILLION, THREE),
     ],

@@ -508,7 +508,7 @@ def test_interrupted_study_goes_on_and_keeps_what_is_done(tmp_path, monkeypatch,
         bc.main(study_flags)
     assert exit_info.value.code == 130 and "interrupted" in capsys.readouterr().err
     ended = [path.parent.name for path in (tmp_path / "bc_study").glob("*/summary.json")]
-    assert len(ended) == 3
+    assert len(ended) == 3 == len((tmp_path / "bc_study/study.csv").read_text().splitlines()) - 1
 
     monkeypatch.setattr(bc, "clone", counting(-1))
     bc.main(study_flags)
