@@ -1,8 +1,9 @@
 """Run a suite of experiments: `python benchmark/run.py --suite gail`.
 
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each pinned to one
-core. What is in the suite's CSV already is skipped, and a run that was cut off is resumed from its checkpoint, so
-the command may be stopped and started again at any time (`--seeds 5` first, all later). Each finished run adds to
+core. What is in the suite's CSV already is skipped, what another suite's CSV holds is copied from there, and a run that
+was cut off is resumed from its checkpoint, so the command may be stopped and started again at any time (`--seeds 5`
+first, all later). Each finished run adds to
 
     benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
     benchmark/results/<suite>_curves.csv   its evaluations and discriminator outputs over training
@@ -31,6 +32,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 PEER = "benchmark/peers/run_imitation.py"
+DEMOS = "data/halfcheetah-v4_sac_{}.npz"
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -52,10 +54,25 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("BC, Gaussian head", "bc.py", ["--loss", "nll"], TEN),
         ("BC, one demonstration", "bc.py", ["--num-demos", "1"], TEN),
     ],
-    "few_demonstrations": [
-        (f"{name}, K = {k}", script, ["--num-demos", str(k)], TEN)
-        for k in (1, 2, 5, 10, 25, 50)
-        for name, script in (("BC", "bc.py"), ("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py"))
+    "documents": [  # the original's own table, then its five sets
+        ("BC", "bc.py", [], TEN),
+        ("PPO on the env reward", "gail_ppo.py", ["--reward-source", "env"], TEN),
+        ("GAIL without normalization", "gail_ppo.py", ["--no-normalize-reward"], TEN),
+        ("GAIL + normalization", "gail_ppo.py", [], TEN),
+        ("combined", "gail_ppo.py", ["--reward-source", "combined"], TEN),
+        *(
+            (f"GAIL + normalization, {level}", "gail_ppo.py", ["--demos", DEMOS.format(level)], FIVE)
+            for level in ("deterministic", "stochastic-half", "stochastic-one_five", "stochastic-two")
+        ),
+    ],
+    "few_demonstrations": [  # the set has 50, so K = 50 is the default
+        (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], TEN)
+        for k in (1, 50, 5, 2, 10, 25)
+        for name, script, default in (
+            ("BC", "bc.py", []),
+            ("GAIL", "gail_ppo.py", []),
+            ("GAIL on states", "gail_state_seq.py", ["--seq-len", "2"]),
+        )
     ],
     "what_matters": [  # one change at a time from the defaults of gail_ppo.py
         (name, "gail_ppo.py", flags.split(), FIVE)
@@ -123,7 +140,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, bc, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
+    """name of the suite: smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     runs: str = "runs/benchmark"
@@ -152,6 +169,20 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def command_line(script: str, flags: list[str], seed: int) -> str:
     return " ".join(["python", script, *flags, "--seed", str(seed)])
+
+
+def copy_known(suite: str, commands: dict[str, dict]) -> None:
+    """Add to the suite's CSVs what other suites' hold of its commands (command -> variant and seed here)."""
+    for other in SUITES:
+        rows, their_curves = (read_rows(RESULTS / f"{other}{ending}.csv") for ending in ("", "_curves"))
+        known = {
+            (row["variant"], row["seed"]): commands.pop(row["command"]) for row in rows if row["command"] in commands
+        }
+        for ending, theirs in (("", rows), ("_curves", their_curves)):
+            mine = [row | known[key] for row in theirs if (key := (row["variant"], row["seed"])) in known]
+            if mine:
+                path = RESULTS / f"{suite}{ending}.csv"
+                write_rows(path, read_rows(path) + mine)
 
 
 def run_one(
@@ -184,12 +215,20 @@ def main(args: Args) -> None:
     runs = Path(args.runs).resolve()
     runs.mkdir(parents=True, exist_ok=True)
     table, curves = RESULTS / f"{args.suite}.csv", RESULTS / f"{args.suite}_curves.csv"
+    wanted = [
+        (command_line(script, flags, seed), (variant, script, flags, seed))
+        for variant, script, flags, seeds in SUITES[args.suite]
+        for seed in seeds
+        if seed <= (args.seeds or seed)
+    ]
+    if args.suite != "peers":  # whose runs are timed in turn with the peers'
+        done = {row["command"] for row in read_rows(table)}
+        copy_known(args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
     done = {row["command"] for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
-    for variant, script, flags, seeds in SUITES[args.suite]:
-        for seed in seeds:
-            if seed <= (args.seeds or seed) and command_line(script, flags, seed) not in done:
-                todo.put((variant, script, flags, seed))
+    for command, one in wanted:
+        if command not in done:
+            todo.put(one)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
     progress, lock = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock()

@@ -86,6 +86,19 @@ def test_every_command_of_every_suite_parses(suite):
         args.check()
 
 
+def test_what_another_suite_has_measured_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    command = run.command_line("gail_ppo.py", [], 1)
+    rows = [{"variant": "GAIL 1M", "seed": 1, "command": command, "env_steps": 7}]
+    rows += [{"variant": "combined 1M", "seed": 1, "command": "another", "env_steps": 8}]
+    run.write_rows(tmp_path / "gail.csv", rows)
+    run.write_rows(tmp_path / "gail_curves.csv", [{"variant": r["variant"], "seed": 1, "global_step": 5} for r in rows])
+    run.copy_known("documents", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
+    (row,), (point,) = (run.read_rows(tmp_path / f"documents{ending}.csv") for ending in ("", "_curves"))
+    assert row == {"variant": "GAIL + normalization", "seed": "1", "command": command, "env_steps": "7"}
+    assert point == {"variant": "GAIL + normalization", "seed": "1", "global_step": "5"}
+
+
 def test_one_seed_shows_no_spread():
     row = {"eval/vs_demos": "0.5", "eval/sampled_vs_demos": "0.4", "steps_to_90": "", "charts/SPS": "10"}
     row |= {"env_steps": "1000"}
