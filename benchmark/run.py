@@ -140,7 +140,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """name of the suite: smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
+    """smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     runs: str = "runs/benchmark"
