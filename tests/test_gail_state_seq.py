@@ -146,6 +146,14 @@ def test_transformer_reads_its_oldest_state_and_nothing_beyond():
         assert (after[10] != before[10]).item() is moves
 
 
+def test_an_untrained_transformer_heeds_the_latest_tokens_most():
+    disc = s.TransformerDiscriminator(3, 8, 32, torch.Generator().manual_seed(0))
+    windows = torch.randn(200, 8, 3, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(windows).sum(), windows)
+    influence = grad.norm(dim=-1).mean(0)  # of each token on its window's logit, the oldest first
+    assert (influence[1:] > influence[:-1]).all() and influence[0] < 0.01 * influence[-1]
+
+
 def test_transformer_tells_the_order_of_its_tokens():
     disc = random_transformer(4)
     window = torch.randn(1, 4, 3, dtype=torch.float64)
@@ -208,6 +216,12 @@ def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
 def test_options_run(tmp_path, flags):
     summary = run(tmp_path, "options", *flags)
     assert math.isfinite(summary["eval/return_mean"])
+
+
+@pytest.mark.parametrize(("discriminator", "size"), [("mlp", 512), ("transformer", 48)])
+def test_minibatch_of_the_discriminator_by_default(tmp_path, discriminator, size):
+    run(tmp_path, "default", "--discriminator", discriminator, "--disc-batch-size", "0", "--disc-steps", "1")
+    assert json.loads((tmp_path / "default/config.json").read_text())["disc_batch_size"] == size
 
 
 def states_alone(tmp_path, name, **changes) -> str:
@@ -274,7 +288,6 @@ def test_checkpoint_of_another_version_and_malformed_policy(tmp_path, capsys):
     [
         (["--seq-len", "0"], "--seq-len"),
         (["--seq-len", "101"], "--seq-len"),
-        (["--disc-batch-size", "-1"], "--disc-batch-size"),
         (["--discriminator", "transformer", "--disc-hidden-size", "30"], "--disc-hidden-size"),
         (["--reward-source", "combined", "--no-normalize-reward"], "--no-normalize-reward"),
         (["--seed", "99999999999999999999"], "--seed"),
