@@ -127,6 +127,25 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             for actions in ([], ["--use-actions"])
         ),
     ],
+    "pixels_ablation": [  # one change at a time from the defaults of gail_pixels_ae.py, half their frames
+        (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
+        for name, flags in (
+            ("the defaults, 0.5M", ""),
+            ("encoder at rest after the pretraining", "--ae-steps 0"),
+            ("no pretraining", "--pretrain-steps 0"),
+            ("reconstruction alone", "--inverse-coef 0"),
+            ("no predictor", "--predictor-steps 0"),
+            ("KL stop 0.03", "--target-kl 0.03"),
+            ("entropy bonus 0.003", "--ent-coef 0.003"),
+            ("a quarter of the step size", "--learning-rate 5e-4"),
+            ("spectral norm, no penalty", "--spectral-norm --grad-penalty-coef 0"),
+            ("2 frames", "--frame-stack 2"),
+            ("8 frames", "--frame-stack 8"),
+            ("32 latents", "--latent-dim 32"),
+            ("128 latents", "--latent-dim 128"),
+            ("faithful, 0.5M", "--faithful"),
+        )
+    ],
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
@@ -140,7 +159,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels"""
+    """smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels,
+    pixels_ablation"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     runs: str = "runs/benchmark"
