@@ -164,6 +164,12 @@ MUTANTS = [
     ),
     (
         "gail_state_seq",
+        "the transformer heeds the oldest tokens most",
+        "nn.Parameter(-distance.repeat(self.heads, 1))",
+        "nn.Parameter(distance.repeat(self.heads, 1))",
+    ),
+    (
+        "gail_state_seq",
         "history forgotten between rollouts",
         "carried = min(self.keep, int(self.age.max()))",
         "carried = 0",
