@@ -34,7 +34,7 @@ What it does besides, and why:
  6. Reconstruction errors are divided by how much a pixel varies, since a foot's few pixels matter as much as a torso.
  7. The camera runs along with the animal, low down and at one height, so that it stands out against the dark sky and a
     jump shows. It looks through a colour filter (2 red - 1.7 blue) under which the brown animal is bright and the floor
-    dim: the encoder then spends itself on the animal, not on the checkerboard, whose dim strip still shows the speed.
+    dim: the encoder then spends itself on the animal, not on the checkerboard.
  8. PPO's steps are as large as in `gail_ppo.py`: an imitator must become as quiet as its expert, and small steps keep
     the policy's noise, and with it the return, where they were. Only the first layers take smaller ones. As there the
     noise depends on what the policy sees.

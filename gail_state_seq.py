@@ -19,9 +19,9 @@ The window that rewards step t ends with the state that action t led to and look
  4. `--discriminator transformer` reads the window as a sequence: one attention layer from the newest state over the
     window, with a learned bias for each distance. All windows of a rollout are scored in one banded pass, which equals
     scoring them one by one only because there is a single attention layer (a second would see past the window).
-    The longer the window, the less of its reward an action decides: with N = 16 the MLP gets 49% of the demonstrations
-    in the first 0.3M steps, with N = 4 81%. The transformer's biases begin at -distance, for which it gets 75% instead
-    of 54% (benchmark/results/state_seq_tuning.csv, one seed each).
+    The longer the window, the less of its reward an action decides: in runs of 0.3M steps the MLP gets 81% of the
+    demonstrations with N = 4, and 49% with N = 16. The transformer's biases begin at -distance, for which it gets 75%
+    instead of 54% (benchmark/results/state_seq_tuning.csv, one seed each).
  5. `--use-actions` makes chains: each state comes with the action that led to it (zeros at the start of an episode).
  6. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
     demonstrations; rewards are normalized by a running window; time limits are truncations; the policy's deviation
@@ -440,8 +440,9 @@ class MLPDiscriminator(nn.Module):
 class TransformerDiscriminator(nn.Module):
     """One attention layer: the newest token of the window asks, all N answer: (..., N, X) -> (...).
 
-    A learned bias for each distance tells the tokens apart. It begins at -distance (as in ALiBi, Press et al. 2022), so
-    that D judges by the latest tokens first: a D that judges by what is long past pays no action for what it did.
+    A learned bias for each distance tells the tokens apart. It begins at -distance (after ALiBi, Press et al. 2022,
+    https://arxiv.org/abs/2108.12409, whose biases are fixed), so that D judges by the latest tokens first: what lies
+    long before an action is no reason to pay for it. What lies d tokens back begins with a weight near exp(-d).
     Attention is written out, since PyTorch's fused one has no double backward on the CPU, which the penalty needs."""
 
     heads = 4

@@ -25,8 +25,8 @@ RESULTS = ROOT / "benchmark/results"
 FIGURES = ROOT / "benchmark/figures"
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
-ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M"), "79 / 65 (50M steps)")
-ORIGINAL |= dict.fromkeys(("combined 1M", "combined 2M"), "89 / 72 (50M steps)")
+ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
+ORIGINAL |= dict.fromkeys(("combined 1M", "combined 2M", "combined"), "89 / 72 (50M steps)")
 # figure -> (suite, variants drawn)
 DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),

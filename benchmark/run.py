@@ -3,7 +3,7 @@
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each pinned to one
 core. What is in the suite's CSV already is skipped, what another suite's CSV holds is copied from there, and a run that
 was cut off is resumed from its checkpoint, so the command may be stopped and started again at any time (`--seeds 5`
-first, all later). Each finished run adds to
+first, all later). Suite peers alone copies nothing: its runs are timed in turn. Each finished run adds to
 
     benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
     benchmark/results/<suite>_curves.csv   its evaluations and discriminator outputs over training
@@ -54,7 +54,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("BC, Gaussian head", "bc.py", ["--loss", "nll"], TEN),
         ("BC, one demonstration", "bc.py", ["--num-demos", "1"], TEN),
     ],
-    "documents": [  # the original's own table, then its five sets
+    "original_table": [  # the original's own table, then its five sets
         ("BC", "bc.py", [], TEN),
         ("PPO on the env reward", "gail_ppo.py", ["--reward-source", "env"], TEN),
         ("GAIL without normalization", "gail_ppo.py", ["--no-normalize-reward"], TEN),
@@ -159,7 +159,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, documents, few_demonstrations, what_matters, peers, long, state_seq, pixels,
+    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, long, state_seq, pixels,
     pixels_ablation"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
@@ -187,22 +187,29 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
+def add_rows(path: Path, new: list[dict]) -> None:
+    """Add rows to a CSV, in place of what it may hold of their variant and seed."""
+    keys = {(str(row["variant"]), str(row["seed"])) for row in new}
+    write_rows(path, [row for row in read_rows(path) if (row["variant"], row["seed"]) not in keys] + new)
+
+
 def command_line(script: str, flags: list[str], seed: int) -> str:
     return " ".join(["python", script, *flags, "--seed", str(seed)])
 
 
 def copy_known(suite: str, commands: dict[str, dict]) -> None:
-    """Add to the suite's CSVs what other suites' hold of its commands (command -> variant and seed here)."""
+    """Add to the suite's CSVs what other suites' hold of its commands (command -> variant and seed here).
+
+    A row keeps its commit and its speed, so delete rows that a change of the script has made stale."""
     for other in SUITES:
         rows, their_curves = (read_rows(RESULTS / f"{other}{ending}.csv") for ending in ("", "_curves"))
         known = {
             (row["variant"], row["seed"]): commands.pop(row["command"]) for row in rows if row["command"] in commands
         }
-        for ending, theirs in (("", rows), ("_curves", their_curves)):
+        for ending, theirs in (("_curves", their_curves), ("", rows)):  # what is in the table counts as done
             mine = [row | known[key] for row in theirs if (key := (row["variant"], row["seed"])) in known]
             if mine:
-                path = RESULTS / f"{suite}{ending}.csv"
-                write_rows(path, read_rows(path) + mine)
+                add_rows(RESULTS / f"{suite}{ending}.csv", mine)
 
 
 def run_one(
@@ -272,8 +279,8 @@ def main(args: Args) -> None:
             row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
             curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
             with lock:
-                write_rows(table, read_rows(table) + [row])
-                write_rows(curves, read_rows(curves) + [key | {name: r.get(name) for name in CURVE} for r in curve])
+                add_rows(curves, [key | {name: r.get(name) for name in CURVE} for r in curve])
+                add_rows(table, [row])  # last: what it holds counts as done
                 progress.update()
 
     workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]

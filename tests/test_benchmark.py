@@ -93,10 +93,12 @@ def test_what_another_suite_has_measured_is_copied(tmp_path, monkeypatch):
     rows += [{"variant": "combined 1M", "seed": 1, "command": "another", "env_steps": 8}]
     run.write_rows(tmp_path / "gail.csv", rows)
     run.write_rows(tmp_path / "gail_curves.csv", [{"variant": r["variant"], "seed": 1, "global_step": 5} for r in rows])
-    run.copy_known("documents", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
-    (row,), (point,) = (run.read_rows(tmp_path / f"documents{ending}.csv") for ending in ("", "_curves"))
+    run.copy_known("original_table", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
+    (row,), (point,) = (run.read_rows(tmp_path / f"original_table{ending}.csv") for ending in ("", "_curves"))
     assert row == {"variant": "GAIL + normalization", "seed": "1", "command": command, "env_steps": "7"}
     assert point == {"variant": "GAIL + normalization", "seed": "1", "global_step": "5"}
+    run.add_rows(tmp_path / "gail.csv", [rows[0] | {"env_steps": 9}])  # again, as after a kill between two files
+    assert [row["env_steps"] for row in run.read_rows(tmp_path / "gail.csv")] == ["8", "9"]
 
 
 def test_one_seed_shows_no_spread():

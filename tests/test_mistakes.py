@@ -53,6 +53,7 @@ TABLE = [
     ((*GAIL, "toy_pointnav"), "--vf-coef -1", "--vf-coef is -1.0"),
     ((*GAIL, "toy_pointnav"), "--disc-steps 0", "--disc-steps is 0"),
     ((*GAIL, "toy_pointnav"), "--disc-batch-size -1", "--disc-batch-size is -1"),
+    (("gail_ppo", "gail_pixels_ae", "toy_pointnav"), "--disc-batch-size 0", "--disc-batch-size is 0"),
     ((*GAIL, "toy_pointnav"), "--disc-hidden-size 0", "--disc-hidden-size is 0"),
     ((*GAIL, "toy_pointnav"), "--disc-learning-rate 0", "--disc-learning-rate is 0.0"),
     ((*GAIL, "toy_pointnav"), "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
