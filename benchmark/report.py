@@ -27,11 +27,14 @@ FIGURES = ROOT / "benchmark/figures"
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
 ORIGINAL |= dict.fromkeys(("combined 1M", "combined 2M", "combined"), "89 / 72 (50M steps)")
-# figure -> (suite, variants drawn)
+PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
+# figure -> (suite, variants drawn); over minutes instead of steps where its name says so
 DRAWN = {
     "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
     "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
     "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
+    "peers": ("peers", PEERS),
+    "peers_minutes": ("peers", PEERS),
     "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
 }
 
@@ -98,28 +101,33 @@ def table(groups: dict[str, list[dict]]) -> str:
 
 
 def draw(name: str, suite: str, variants: list[str]) -> None:
-    """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band."""
+    """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band; or over the
+    minutes that learning took at each variant's median speed, evaluations left out."""
     curves, rows = read(f"{suite}_curves"), read(suite)
     if variants[0] not in curves:
         return  # a figure without its subject
     variants = [variant for variant in variants if variant in curves]
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    in_minutes = name.endswith("_minutes")
     for variant in variants:
+        scale = 1e-6
+        if in_minutes:
+            scale = np.median([float(row["seconds"]) / float(row["env_steps"]) for row in rows[variant]]) / 60
         by_step = defaultdict(list)
         for row in curves[variant]:
             by_step[int(row["global_step"])].append(float(row["eval/return_mean"]))
         steps = sorted(by_step)
         values = [np.array(by_step[step]) for step in steps]
-        (line,) = ax.plot(
-            np.array(steps) / 1e6, [np.median(v) for v in values], label=f"{variant} ({len(values[0])} seeds)"
-        )
+        x, seeds = scale * np.array(steps), "1 seed" if len(values[0]) == 1 else f"{len(values[0])} seeds"
+        (line,) = ax.plot(x, [np.median(v) for v in values], label=f"{variant} ({seeds})")
         low, high = [v.min() for v in values], [v.max() for v in values]
-        ax.fill_between(np.array(steps) / 1e6, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     first = rows[variants[-1]][0]  # the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
     ax.axhline(float(first["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
     top = 1.08 * float(first["expert_return_mean"])
-    ax.set(xlabel="environment steps (million)", ylabel="true return of an episode, mean action", ylim=(0, top))
+    xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
+    ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, top))
     ax.legend(loc="lower right", fontsize="small")
     ax.grid(alpha=0.3)
     FIGURES.mkdir(exist_ok=True)

@@ -101,6 +101,18 @@ def test_what_another_suite_has_measured_is_copied(tmp_path, monkeypatch):
     assert [row["env_steps"] for row in run.read_rows(tmp_path / "gail.csv")] == ["8", "9"]
 
 
+def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monkeypatch):
+    row = {"seconds": "120", "env_steps": "1000", "demos_return_mean": "1", "expert_return_mean": "1"}
+    curve = [{"global_step": str(step), "eval/return_mean": "1"} for step in (500, 1000)]
+    monkeypatch.setattr(report, "read", lambda name: {"a": curve if name == "x_curves" else [row]})
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    drawn = []
+    monkeypatch.setattr(report.plt, "close", drawn.append)
+    report.draw("x_minutes", "x", ["a"])
+    report.draw("x", "x", ["a"])
+    assert [list(figure.axes[0].lines[0].get_xdata()) for figure in drawn] == [[1.0, 2.0], [0.0005, 0.001]]
+
+
 def test_one_seed_shows_no_spread():
     row = {"eval/vs_demos": "0.5", "eval/sampled_vs_demos": "0.4", "steps_to_90": "", "charts/SPS": "10"}
     row |= {"env_steps": "1000"}
