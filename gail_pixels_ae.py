@@ -453,7 +453,7 @@ class Renderer:
             self.setup()
         local, model, everything = self.local, self.model, mujoco.mjtCatBit.mjCAT_ALL
         rect = mujoco.MjrRect(0, 0, self.width, self.height)
-        rgb, torso = np.empty((self.height, self.width, 3), np.uint8), model.body("torso").id
+        rgb, torso = np.empty((*frames.shape, 3), np.uint8), model.body("torso").id
         for i in range(len(qpos)):
             local.data.qpos[:] = qpos[i]
             # After a step MuJoCo's derived fields lag one substep: what the camera sees is always made anew from qpos.
@@ -464,14 +464,15 @@ class Renderer:
             local.camera.lookat[:] = local.data.subtree_com[torso][0], 0, VIEW_CENTRE
             mujoco.mjv_updateScene(model, local.data, local.option, None, local.camera, everything, local.scene)
             mujoco.mjr_render(rect, local.scene, local.context)
-            mujoco.mjr_readPixels(rgb, None, rect, local.context)
-            red, blue = rgb[::-1, :, 0].astype(np.int16), rgb[::-1, :, 2].astype(np.int16)  # OpenGL's rows go up
-            frames[i] = np.clip((20 * red - 17 * blue) // 10, 0, 255)
+            mujoco.mjr_readPixels(rgb[i], None, rect, local.context)
+        red, blue = rgb[:, ::-1, :, 0].astype(np.int16), rgb[:, ::-1, :, 2].astype(np.int16)  # OpenGL's rows go up
+        frames[:] = np.clip((20 * red - 17 * blue) // 10, 0, 255)
 
     def __call__(self, qpos: np.ndarray) -> np.ndarray:
         """qpos (N, nq) -> frames (N, H, W) uint8; the same picture for the same qpos in any thread and order."""
         frames = np.empty((len(qpos), self.height, self.width), np.uint8)
-        parts = zip(self.pools, np.array_split(qpos, len(self.pools)), np.array_split(frames, len(self.pools)))
+        pieces = len(self.pools) * math.ceil(len(qpos) / len(self.pools) / 256)  # few enough for a thread's memory
+        parts = zip(self.pools * pieces, np.array_split(qpos, pieces), np.array_split(frames, pieces))
         for job in [pool.submit(self.work, states, part) for pool, states, part in parts]:
             job.result()
         return frames
