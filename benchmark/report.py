@@ -72,11 +72,12 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float
 
 
 def table(groups: dict[str, list[dict]]) -> str:
-    """One Markdown row a variant; returns in % of the mean return of the demonstrations that the run learned from."""
+    """One Markdown row a variant, and where the runs come from; returns in % of the mean return of the demonstrations
+    that the run learned from."""
     lines = [
-        "| variant | seeds | mean action: mean ± std (worst) | IQM [95%] | sampled | steps to 90%: median | steps/s "
-        "| original |",
-        "|---|---|---|---|---|---|---|---|",
+        "| variant | seeds | mean action: mean ± std (worst) | IQM [95%] | return (% of the expert) | sampled "
+        "| steps to 90%: median | time (steps/s) | original |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for variant, rows in groups.items():
         mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
@@ -84,20 +85,27 @@ def table(groups: dict[str, list[dict]]) -> str:
         interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
         reached = [float(r["steps_to_90"]) for r in rows if r.get("steps_to_90")]
         steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
+        seconds = np.median([float(r["seconds"]) for r in rows])
+        time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s" if seconds else "–"
         if rows[0].get("env_steps"):
-            speed = f"{np.median([float(r['charts/SPS']) for r in rows]):,.0f}"
+            time += f" ({np.median([float(r['charts/SPS']) for r in rows]):,.0f})"
         else:
-            steps = speed = "–"  # a method that takes no steps while it learns
+            steps = "–"  # a method that takes no steps while it learns
         several = len(rows) > 1  # one seed has no spread
         spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
         sampled_text = f"{sampled.mean():.1f}" + (f" ± {sampled.std():.1f}" if several else "") if len(sampled) else "–"
         middle = f"{interquartile_mean(mean):.1f} {interval}" if interval else "–"
+        absolute, of_expert = (
+            np.mean([float(r[f"eval/{name}"]) for r in rows]) for name in ("return_mean", "vs_expert")
+        )
         lines.append(
             f"| {variant} | {len(rows)} | {mean.mean():.1f}{spread} "
-            f"| {middle} | {sampled_text} | {steps} "
-            f"| {speed} | {ORIGINAL.get(variant, '–')} |"
+            f"| {middle} | {absolute:.0f} ({100 * of_expert:.0f}) | {sampled_text} | {steps} "
+            f"| {time} | {ORIGINAL.get(variant, '–')} |"
         )
-    return "\n".join(lines)
+    everything = [row for rows in groups.values() for row in rows]
+    commits, versions = (", ".join(dict.fromkeys(row[name] for row in everything)) for name in ("commit", "versions"))
+    return "\n".join([*lines, "", f"Commits {commits}; {versions}."])
 
 
 def draw(name: str, suite: str, variants: list[str]) -> None:

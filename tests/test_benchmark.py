@@ -115,12 +115,19 @@ def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monke
 
 def test_one_seed_shows_no_spread():
     row = {"eval/vs_demos": "0.5", "eval/sampled_vs_demos": "0.4", "steps_to_90": "", "charts/SPS": "10"}
-    row |= {"env_steps": "1000"}
-    one, two = (report.table({"x": [row] * seeds}).splitlines()[-1] for seeds in (1, 2))
-    assert one == "| x | 1 | 50.0 | – | 40.0 | never (0/1) | 10 | – |"
-    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 40.0 ± 0.0 | never (0/2) | 10 | – |"
+    row |= {"env_steps": "1000", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
+    row |= {"commit": "abc", "versions": "torch 1"}
+    one, two = (report.table({"x": [row] * seeds}).splitlines()[2] for seeds in (1, 2))
+    assert one == "| x | 1 | 50.0 | – | 300 (48) | 40.0 | never (0/1) | 1.5 min (10) | – |"
+    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) | – |"
     row |= dict.fromkeys(("eval/sampled_vs_demos", "env_steps", "charts/SPS"), "")  # as behaviour cloning
-    assert report.table({"x": [row]}).splitlines()[-1] == "| x | 1 | 50.0 | – | – | – | – | – |"
+    assert report.table({"x": [row]}).splitlines()[2] == "| x | 1 | 50.0 | – | 300 (48) | – | – | 1.5 min | – |"
+
+
+def test_a_table_names_the_commits_and_versions_of_its_runs():
+    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
+    groups = {"x": [row | {"commit": "abc", "versions": "torch 1"}] * 2, "y": [row | {"commit": "d", "versions": "t"}]}
+    assert report.table(groups).splitlines()[-2:] == ["", "Commits abc, d; torch 1, t."]
 
 
 @pytest.mark.parametrize(("script", "bug", "right", "wrong"), mutants.MUTANTS, ids=lambda x: x[:40])
