@@ -538,9 +538,7 @@ class History:
     def __init__(self, seq_len: int, use_actions: bool, obs_dim: int, action_dim: int, num_envs: int, device):
         self.keep, self.use_actions = max(seq_len - 2, 0), use_actions
         self.tokens = torch.zeros((self.keep, num_envs, obs_dim + action_dim * use_actions), device=device)
-        self.age = torch.zeros(
-            num_envs, dtype=torch.int64, device=device
-        )  # steps that the running episodes already had
+        self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)  # steps of the running episodes so far
         self.action = torch.zeros((1, num_envs, action_dim), device=device)  # the last one
 
     def stream(self, obs: Tensor, next_obs: Tensor, actions: Tensor | None, ended: Tensor) -> Stream:
