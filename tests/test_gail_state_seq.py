@@ -154,6 +154,12 @@ def test_an_untrained_transformer_heeds_the_latest_tokens_most():
     assert (influence[1:] > influence[:-1]).all() and influence[0] < 0.01 * influence[-1]
 
 
+def test_no_weight_of_an_untrained_transformer_is_a_denormal_number():
+    """Some CPUs multiply those at a tenth of the speed: 280 steps/s with N = 100 instead of 2,900."""
+    biases = s.TransformerDiscriminator(3, 100, 32, torch.Generator().manual_seed(0)).distance_bias
+    assert torch.softmax(biases, -1).min() > 1e6 * torch.finfo(torch.float32).tiny
+
+
 def test_transformer_tells_the_order_of_its_tokens():
     disc = random_transformer(4)
     window = torch.randn(1, 4, 3, dtype=torch.float64)
