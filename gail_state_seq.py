@@ -452,7 +452,7 @@ class TransformerDiscriminator(nn.Module):
         self.embed = mlp([token_dim, hidden_size, hidden_size], nn.SiLU, 1.0, generator)
         self.query, self.key, self.value = (mlp([hidden_size, hidden_size], nn.SiLU, 1.0, generator) for _ in range(3))
         # Steps before the newest token. exp(-30) counts for nothing; exp(-100) would be a denormal number, which some
-        # CPUs multiply at a tenth of the speed.
+        # CPUs multiply many times slower.
         distance = torch.arange(seq_len, dtype=torch.float32).clamp(max=30)
         self.distance_bias = nn.Parameter(-distance.repeat(self.heads, 1))
         self.head = mlp([2 * hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)

@@ -71,6 +71,14 @@ def test_a_live_frame_is_the_frame_rendered_again_from_the_saved_state(renderer)
     assert len(np.unique(live.reshape(len(live), -1), axis=0)) == len(live)  # and the pictures do differ
 
 
+def test_many_frames_are_rendered_in_pieces(renderer, demos):
+    many = np.concatenate([demos.qpos] * math.ceil(600 / len(demos.qpos)))[:600]  # more than 256 a thread
+    few = renderer(demos.qpos)
+    expected = np.concatenate([few] * math.ceil(600 / len(few)))[:600]
+    assert np.array_equal(renderer(many), expected)
+    assert np.array_equal(script.Renderer(32, 2)(many), expected)
+
+
 def test_a_renderer_may_be_called_from_any_thread(renderer, demos):
     states = demos.qpos[:6]
     with ThreadPoolExecutor(1) as pool:

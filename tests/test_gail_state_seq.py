@@ -155,7 +155,7 @@ def test_an_untrained_transformer_heeds_the_latest_tokens_most():
 
 
 def test_no_weight_of_an_untrained_transformer_is_a_denormal_number():
-    """Some CPUs multiply those at a tenth of the speed: 280 steps/s with N = 100 instead of 2,900."""
+    """Some CPUs multiply those many times slower than others."""
     biases = s.TransformerDiscriminator(3, 100, 32, torch.Generator().manual_seed(0)).distance_bias
     assert torch.softmax(biases, -1).min() > 1e6 * torch.finfo(torch.float32).tiny
 
