@@ -35,6 +35,8 @@ DRAWN = {
     "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
     "peers": ("peers", PEERS),
     "peers_minutes": ("peers", PEERS),
+    "long": ("long", ["GAIL 20M"]),
+    "hopper": ("hopper", ["GAIL", "GAIL on states"]),
     "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
 }
 
@@ -143,6 +145,33 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     plt.close(figure)
 
 
+def draw_few_demonstrations() -> None:
+    """benchmark/figures/few_demonstrations.png: last policy over the number of demonstrations, one line a method: the
+    seeds' median, their full range as a band."""
+    groups = read("few_demonstrations")
+    if not groups:
+        return
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for method in dict.fromkeys(variant.rsplit(", K = ", 1)[0] for variant in groups):
+        points = {
+            int(variant.rsplit(" = ", 1)[1]): 100 * np.array([float(row["eval/vs_demos"]) for row in rows])
+            for variant, rows in groups.items()
+            if variant.startswith(f"{method}, K = ")
+        }
+        numbers = sorted(points)
+        (line,) = ax.plot(numbers, [np.median(points[k]) for k in numbers], marker="o", label=method)
+        low, high = [points[k].min() for k in numbers], [points[k].max() for k in numbers]
+        ax.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.axhline(100, color="tab:red", linestyle="--", label="demonstrations")
+    ax.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="demonstrated episodes of 100 steps", ylim=(-5, 110))
+    ax.set_ylabel("return of the last policy, % of the demonstrations'")
+    ax.minorticks_off()
+    ax.legend(loc="lower right")
+    ax.grid(alpha=0.3)
+    figure.savefig(FIGURES / "few_demonstrations.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
 def study_table(rows: list[dict]) -> str:
     """bc.py's study: returns by demonstration set and width, mean (and range) of the seeds."""
     widths = sorted({int(row["width"]) for row in rows})
@@ -206,6 +235,7 @@ def main(args: Args) -> None:
     readme.write_text(made)
     for name, (suite, variants) in DRAWN.items():
         draw(name, suite, variants)
+    draw_few_demonstrations()
 
 
 if __name__ == "__main__":

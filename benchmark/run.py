@@ -33,6 +33,7 @@ TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 PEER = "benchmark/peers/run_imitation.py"
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
+HOPPER = ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"]
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -112,6 +113,14 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         )
     ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
+    "hopper": [  # a body that falls; its sets come from the expert, see the README
+        (name, script, [*HOPPER, *flags.split()], THREE)
+        for name, script, flags in (
+            ("BC", "bc.py", ""),
+            ("GAIL", "gail_ppo.py", "--no-center-reward"),
+            ("GAIL on states", "gail_state_seq.py", "--no-center-reward"),
+        )
+    ],
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
