@@ -26,11 +26,14 @@ FIGURES = ROOT / "benchmark/figures"
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
-ORIGINAL |= dict.fromkeys(("combined 1M", "combined 2M", "combined"), "89 / 72 (50M steps)")
+ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
 PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
 # figure -> (suite, variants drawn); over minutes instead of steps where its name says so
 DRAWN = {
-    "gail": ("gail", ["GAIL 1M", "combined 1M", "GAIL without normalization 1M", "PPO on the env reward 1M"]),
+    "gail": (
+        "original_table",
+        ["GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"],
+    ),
     "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
     "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
     "peers": ("peers", PEERS),
@@ -163,7 +166,9 @@ def draw_few_demonstrations() -> None:
         low, high = [points[k].min() for k in numbers], [points[k].max() for k in numbers]
         ax.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.axhline(100, color="tab:red", linestyle="--", label="demonstrations")
-    ax.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="demonstrated episodes of 100 steps", ylim=(-5, 110))
+    ax.set(
+        xscale="log", xticks=numbers, xticklabels=numbers, xlabel="demonstrated episodes of 100 steps", ylim=(-5, 110)
+    )
     ax.set_ylabel("return of the last policy, % of the demonstrations'")
     ax.minorticks_off()
     ax.legend(loc="lower right")

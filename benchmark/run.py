@@ -42,9 +42,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "gail": [
         ("GAIL 1M", "gail_ppo.py", [], TEN),
         ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
-        ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env"], FIVE),
-        ("combined 1M", "gail_ppo.py", ["--reward-source", "combined"], FIVE),
-        ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward"], FIVE),
         ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
         ("PPO on the env reward 2M", "gail_ppo.py", ["--reward-source", "env", *TWO_MILLION], FIVE),
         ("combined 2M", "gail_ppo.py", ["--reward-source", "combined", *TWO_MILLION], FIVE),
@@ -68,7 +65,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "few_demonstrations": [  # the set has 50, so K = 50 is the default
         (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], TEN)
-        for k in (1, 50, 5, 2, 10, 25)
+        for k in (1, 2, 5, 10, 25, 50)
         for name, script, default in (
             ("BC", "bc.py", []),
             ("GAIL", "gail_ppo.py", []),
@@ -196,10 +193,13 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def add_rows(path: Path, new: list[dict]) -> None:
-    """Add rows to a CSV, in place of what it may hold of their variant and seed."""
+def add_rows(suite: str, ending: str, new: list[dict]) -> None:
+    """Add rows to a suite's CSV, in place of what it may hold of their variant and seed; in the suite's order."""
+    path, order = RESULTS / f"{suite}{ending}.csv", [variant for variant, *_ in SUITES[suite]]
     keys = {(str(row["variant"]), str(row["seed"])) for row in new}
-    write_rows(path, [row for row in read_rows(path) if (row["variant"], row["seed"]) not in keys] + new)
+    rows = [row for row in read_rows(path) if (row["variant"], row["seed"]) not in keys] + new
+    place = {variant: i for i, variant in enumerate(dict.fromkeys([*order, *(row["variant"] for row in rows)]))}
+    write_rows(path, sorted(rows, key=lambda row: (place[row["variant"]], int(row["seed"]))))
 
 
 def command_line(script: str, flags: list[str], seed: int) -> str:
@@ -218,7 +218,7 @@ def copy_known(suite: str, commands: dict[str, dict]) -> None:
         for ending, theirs in (("_curves", their_curves), ("", rows)):  # what is in the table counts as done
             mine = [row | known[key] for row in theirs if (key := (row["variant"], row["seed"])) in known]
             if mine:
-                add_rows(RESULTS / f"{suite}{ending}.csv", mine)
+                add_rows(suite, ending, mine)
 
 
 def run_one(
@@ -250,7 +250,7 @@ def main(args: Args) -> None:
     RESULTS.mkdir(exist_ok=True)
     runs = Path(args.runs).resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    table, curves = RESULTS / f"{args.suite}.csv", RESULTS / f"{args.suite}_curves.csv"
+    table = RESULTS / f"{args.suite}.csv"
     wanted = [
         (command_line(script, flags, seed), (variant, script, flags, seed))
         for variant, script, flags, seeds in SUITES[args.suite]
@@ -288,8 +288,8 @@ def main(args: Args) -> None:
             row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
             curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
             with lock:
-                add_rows(curves, [key | {name: r.get(name) for name in CURVE} for r in curve])
-                add_rows(table, [row])  # last: what it holds counts as done
+                add_rows(args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
+                add_rows(args.suite, "", [row])  # last: what it holds counts as done
                 progress.update()
 
     workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]

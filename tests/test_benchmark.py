@@ -90,15 +90,22 @@ def test_what_another_suite_has_measured_is_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     command = run.command_line("gail_ppo.py", [], 1)
     rows = [{"variant": "GAIL 1M", "seed": 1, "command": command, "env_steps": 7}]
-    rows += [{"variant": "combined 1M", "seed": 1, "command": "another", "env_steps": 8}]
+    rows += [{"variant": "combined 2M", "seed": 1, "command": "another", "env_steps": 8}]
     run.write_rows(tmp_path / "gail.csv", rows)
     run.write_rows(tmp_path / "gail_curves.csv", [{"variant": r["variant"], "seed": 1, "global_step": 5} for r in rows])
     run.copy_known("original_table", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
     (row,), (point,) = (run.read_rows(tmp_path / f"original_table{ending}.csv") for ending in ("", "_curves"))
     assert row == {"variant": "GAIL + normalization", "seed": "1", "command": command, "env_steps": "7"}
     assert point == {"variant": "GAIL + normalization", "seed": "1", "global_step": "5"}
-    run.add_rows(tmp_path / "gail.csv", [rows[0] | {"env_steps": 9}])  # again, as after a kill between two files
-    assert [row["env_steps"] for row in run.read_rows(tmp_path / "gail.csv")] == ["8", "9"]
+
+
+def test_rows_are_in_the_suites_order_and_replaced_when_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    for variant, seed, value in (("GAIL 2M", 1, 5), ("by hand", 1, 6), ("GAIL 1M", 10, 7), ("GAIL 1M", 9, 8)):
+        run.add_rows("gail", "", [{"variant": variant, "seed": seed, "value": value}])
+    run.add_rows("gail", "", [{"variant": "GAIL 2M", "seed": 1, "value": 9}])  # as after a kill between two files
+    rows = [(row["variant"], row["seed"], row["value"]) for row in run.read_rows(tmp_path / "gail.csv")]
+    assert rows == [("GAIL 1M", "9", "8"), ("GAIL 1M", "10", "7"), ("GAIL 2M", "1", "9"), ("by hand", "1", "6")]
 
 
 def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monkeypatch):
