@@ -1338,7 +1338,7 @@ def plot_pixel_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None
     draw(middle, "disc/policy_prob", label="on the policy", color="tab:blue")
     middle.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
     middle.set(xlabel="frames", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
-    middle.legend(loc="center right")
+    middle.legend()
     draw(right, "eval/latent_distance", color="tab:blue", marker=".")
     right.set(xlabel="frames", ylabel="energy distance", yscale="log", title="Policy's latents to the expert's")
     figure.savefig(run_dir / "curves.png", dpi=120)

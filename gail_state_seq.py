@@ -1070,7 +1070,7 @@ def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
     draw(right, "disc/policy_prob", label="on the policy", color="tab:blue")
     right.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
     right.set(xlabel="environment steps", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
-    right.legend(loc="center right")
+    right.legend()
     figure.savefig(run_dir / "curves.png", dpi=120)
 
 

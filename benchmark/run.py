@@ -116,6 +116,9 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("BC", "bc.py", ""),
             ("GAIL", "gail_ppo.py", "--no-center-reward"),
             ("GAIL on states", "gail_state_seq.py", "--no-center-reward"),
+            ("GAIL, centered reward", "gail_ppo.py", ""),
+            ("GAIL, reward log D", "gail_ppo.py", "--no-center-reward --reward-form logsigmoid"),
+            ("GAIL, reward log D - log(1 - D)", "gail_ppo.py", "--no-center-reward --reward-form logit"),
         )
     ],
     "state_seq": [
