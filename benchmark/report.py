@@ -88,8 +88,9 @@ def table(groups: dict[str, list[dict]]) -> str:
         mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
         sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
         interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
-        reached = [float(r["steps_to_90"]) for r in rows if r.get("steps_to_90")]
-        steps = f"{np.median(reached) / 1e6:.2f}M ({len(reached)}/{len(rows)})" if reached else f"never (0/{len(rows)})"
+        reached = np.array([float(r.get("steps_to_90") or np.inf) for r in rows])
+        steps = f"{np.median(reached) / 1e6:.2f}M" if np.isfinite(np.median(reached)) else "never"
+        steps += f" ({np.isfinite(reached).sum()}/{len(rows)})"
         seconds = np.median([float(r["seconds"]) for r in rows])
         time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s" if seconds else "–"
         if rows[0].get("env_steps"):
@@ -97,8 +98,9 @@ def table(groups: dict[str, list[dict]]) -> str:
         else:
             steps = "–"  # a method that takes no steps while it learns
         several = len(rows) > 1  # one seed has no spread
-        spread = f" ± {mean.std():.1f} ({mean.min():.1f})" if several else ""
-        sampled_text = f"{sampled.mean():.1f}" + (f" ± {sampled.std():.1f}" if several else "") if len(sampled) else "–"
+        spread = f" ± {mean.std(ddof=1):.1f} ({mean.min():.1f})" if several else ""
+        sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
+        sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
         middle = f"{interquartile_mean(mean):.1f} {interval}" if interval else "–"
         absolute, of_expert = (
             np.mean([float(r[f"eval/{name}"]) for r in rows]) for name in ("return_mean", "vs_expert")
@@ -117,9 +119,9 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band; or over the
     minutes that learning took at each variant's median speed, evaluations left out."""
     curves, rows = read(f"{suite}_curves"), read(suite)
-    if variants[0] not in curves:
+    if variants[0] not in rows:
         return  # a figure without its subject
-    variants = [variant for variant in variants if variant in curves]
+    variants = [variant for variant in variants if variant in rows]
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     in_minutes = name.endswith("_minutes")
     for variant in variants:
@@ -152,8 +154,9 @@ def draw_few_demonstrations() -> None:
     """benchmark/figures/few_demonstrations.png: last policy over the number of demonstrations, one line a method: the
     seeds' median, their full range as a band."""
     groups = read("few_demonstrations")
-    if not groups:
-        return
+    numbers = sorted({int(variant.rsplit(" = ", 1)[1]) for variant in groups})
+    if len(numbers) < 3:
+        return  # no curve yet
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for method in dict.fromkeys(variant.rsplit(", K = ", 1)[0] for variant in groups):
         points = {
@@ -161,10 +164,10 @@ def draw_few_demonstrations() -> None:
             for variant, rows in groups.items()
             if variant.startswith(f"{method}, K = ")
         }
-        numbers = sorted(points)
-        (line,) = ax.plot(numbers, [np.median(points[k]) for k in numbers], marker="o", label=method)
-        low, high = [points[k].min() for k in numbers], [points[k].max() for k in numbers]
-        ax.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        x = sorted(points)
+        (line,) = ax.plot(x, [np.median(points[k]) for k in x], marker="o", label=method)
+        low, high = [points[k].min() for k in x], [points[k].max() for k in x]
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.axhline(100, color="tab:red", linestyle="--", label="demonstrations")
     ax.set(
         xscale="log", xticks=numbers, xticklabels=numbers, xlabel="demonstrated episodes of 100 steps", ylim=(-5, 110)
@@ -200,7 +203,7 @@ def results(name: str) -> str:
         return "(not measured yet)"
     with open(path, newline="") as file:
         head, *rows = csv.reader(file)
-    if "variant" in head:
+    if {"variant", "eval/vs_demos"} <= set(head):
         return table(read(name))
     if "level" in head:
         return study_table([dict(zip(head, row)) for row in rows])

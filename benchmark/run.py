@@ -1,9 +1,11 @@
 """Run a suite of experiments: `python benchmark/run.py --suite gail`.
 
-A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each pinned to one
-core. What is in the suite's CSV already is skipped, what another suite's CSV holds is copied from there, and a run that
-was cut off is resumed from its checkpoint, so the command may be stopped and started again at any time (`--seeds 5`
-first, all later). Suite peers alone copies nothing: its runs are timed in turn. Each finished run adds to
+A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each on one thread
+(`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds is
+copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and started
+again at any time (`--seeds 5` first, all later). Suite peers alone copies nothing, and goes on one core, in turn.
+`--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
+Each finished run adds to
 
     benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
     benchmark/results/<suite>_curves.csv   its evaluations and discriminator outputs over training
@@ -13,6 +15,7 @@ import csv
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -168,10 +171,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, long, state_seq, pixels,
-    pixels_ablation"""
+    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, long, hopper, state_seq,
+    pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
+    results: Path = RESULTS
+    """folder of the CSVs"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
     peer_python: str = sys.executable
@@ -196,9 +201,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def add_rows(suite: str, ending: str, new: list[dict]) -> None:
+def add_rows(results: Path, suite: str, ending: str, new: list[dict]) -> None:
     """Add rows to a suite's CSV, in place of what it may hold of their variant and seed; in the suite's order."""
-    path, order = RESULTS / f"{suite}{ending}.csv", [variant for variant, *_ in SUITES[suite]]
+    path, order = results / f"{suite}{ending}.csv", [variant for variant, *_ in SUITES[suite]]
     keys = {(str(row["variant"]), str(row["seed"])) for row in new}
     rows = [row for row in read_rows(path) if (row["variant"], row["seed"]) not in keys] + new
     place = {variant: i for i, variant in enumerate(dict.fromkeys([*order, *(row["variant"] for row in rows)]))}
@@ -209,32 +214,42 @@ def command_line(script: str, flags: list[str], seed: int) -> str:
     return " ".join(["python", script, *flags, "--seed", str(seed)])
 
 
-def copy_known(suite: str, commands: dict[str, dict]) -> None:
+def copy_known(results: Path, suite: str, commands: dict[str, dict]) -> None:
     """Add to the suite's CSVs what other suites' hold of its commands (command -> variant and seed here).
 
     A row keeps its commit and its speed, so delete rows that a change of the script has made stale."""
     for other in SUITES:
-        rows, their_curves = (read_rows(RESULTS / f"{other}{ending}.csv") for ending in ("", "_curves"))
+        rows, their_curves = (read_rows(results / f"{other}{ending}.csv") for ending in ("", "_curves"))
         known = {
             (row["variant"], row["seed"]): commands.pop(row["command"]) for row in rows if row["command"] in commands
         }
         for ending, theirs in (("_curves", their_curves), ("", rows)):  # what is in the table counts as done
             mine = [row | known[key] for row in theirs if (key := (row["variant"], row["seed"])) in known]
             if mine:
-                add_rows(suite, ending, mine)
+                add_rows(results, suite, ending, mine)
 
 
-def run_one(
-    suite: str, variant: str, script: str, flags: list[str], seed: int, core: int, runs: Path, python: str
-) -> Path:
-    """One run on one core, from its checkpoint if it has one; returns its folder."""
-    name = f"{suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
-    folder = runs / name
-    if (folder / "checkpoint.pt").exists():
+def current_commit() -> str:
+    """The commit, marked if a script differs from it (results may)."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(glob)*.py", PEER]).returncode
+    return f"{commit}-dirty" if differs else commit
+
+
+def run_one(folder: Path, script: str, flags: list[str], seed: int, core: int, python: str) -> str:
+    """One run on one core into a folder; returns the commit it ran at. A run of the same command and commit that was
+    cut off is resumed, what else the folder holds is deleted."""
+    commit, note = current_commit(), Path(f"{folder}.txt")
+    mark = f"{commit} {command_line(script, flags, seed)}"
+    cut_off = (folder / "checkpoint.pt").exists() and not (folder / "summary.json").exists()
+    if cut_off and note.exists() and note.read_text() == mark:
         command = ["--resume", str(folder / "checkpoint.pt")]
     else:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
-        command = [*flags, "--seed", str(seed), "--output-dir", str(runs), "--run-name", name, "--threads", "1"]
+        shutil.rmtree(folder, ignore_errors=True)
+        note.write_text(mark)
+        place = ["--output-dir", str(folder.parent), "--run-name", folder.name]
+        command = [*flags, "--seed", str(seed), *place, "--threads", "1"]
     with open(f"{folder}.log", "w") as log:
         subprocess.run(
             [python, str(ROOT / script), *command],
@@ -244,65 +259,73 @@ def run_one(
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             check=True,
         )
-    return folder
+    return commit
 
 
 def main(args: Args) -> None:
     if args.suite not in SUITES:
         sys.exit(f"--suite is {args.suite}, expected one of {', '.join(SUITES)}")
-    RESULTS.mkdir(exist_ok=True)
-    runs = Path(args.runs).resolve()
+    results, runs = args.results.resolve(), Path(args.runs).resolve()
+    results.mkdir(parents=True, exist_ok=True)
     runs.mkdir(parents=True, exist_ok=True)
-    table = RESULTS / f"{args.suite}.csv"
     wanted = [
         (command_line(script, flags, seed), (variant, script, flags, seed))
         for variant, script, flags, seeds in SUITES[args.suite]
         for seed in seeds
         if seed <= (args.seeds or seed)
     ]
-    if args.suite != "peers":  # whose runs are timed in turn with the peers'
+    table, cores = results / f"{args.suite}.csv", sorted(os.sched_getaffinity(0))
+    if args.suite == "peers":
+        cores = cores[:1]
+    else:
         done = {row["command"] for row in read_rows(table)}
-        copy_known(args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
+        copy_known(results, args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
     done = {row["command"] for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
     for command, one in wanted:
         if command not in done:
             todo.put(one)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
-    progress, lock = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock()
+    progress, lock, stop = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock(), threading.Event()
     failed: list[str] = []
 
+    def run_and_note(variant: str, script: str, flags: list[str], seed: int, core: int) -> None:
+        folder = runs / f"{args.suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
+        python = args.peer_python if script == PEER else sys.executable
+        commit = run_one(folder, script, flags, seed, core, python)
+        key = {"variant": variant, "seed": seed}
+        row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions}
+        row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
+        curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
+        with lock:
+            add_rows(results, args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
+            add_rows(results, args.suite, "", [row])  # last: what it holds counts as done
+            progress.update()
+
     def work(core: int) -> None:
-        while True:
+        while not stop.is_set():
             try:
-                variant, script, flags, seed = todo.get_nowait()
+                one = todo.get_nowait()
             except queue.Empty:
                 return
             try:
-                python = args.peer_python if script == PEER else sys.executable
-                folder = run_one(args.suite, variant, script, flags, seed, core, runs, python)
-            except subprocess.CalledProcessError:
-                failed.append(f"{variant}, seed {seed}")
-                continue
-            key = {"variant": variant, "seed": seed}
-            row = key | {"command": command_line(script, flags, seed)}
-            row |= {"commit": commit.strip(), "versions": versions}
-            row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
-            curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
-            with lock:
-                add_rows(args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
-                add_rows(args.suite, "", [row])  # last: what it holds counts as done
-                progress.update()
+                run_and_note(*one, core)
+            except Exception as error:  # whatever it is, the other runs go on
+                if not stop.is_set():
+                    failed.append(f"{one[0]}, seed {one[3]}: {error}")
 
-    workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]
+    workers = [threading.Thread(target=work, args=(core,)) for core in cores]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:  # the runs got it too: they save their checkpoints and end
+        stop.set()
+        sys.exit("stopped; the same command goes on")
     progress.close()
     if failed:
-        sys.exit(f"failed, see the logs in {runs}: {'; '.join(failed)}")
+        sys.exit("\n".join([f"failed, see the logs in {runs}:", *failed]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """benchmark/: the report's statistics and tables, and the suites' command lines."""
 
 import importlib
+import json
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -86,26 +89,83 @@ def test_every_command_of_every_suite_parses(suite):
         args.check()
 
 
-def test_what_another_suite_has_measured_is_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RESULTS", tmp_path)
+def test_help_names_every_suite():
+    named = (ROOT / "benchmark/run.py").read_text().split('suite: str = "smoke"')[1].split('"""')[1]
+    assert set(re.findall(r"\w+", named)) == set(run.SUITES)
+
+
+def test_what_another_suite_has_measured_is_copied(tmp_path):
     command = run.command_line("gail_ppo.py", [], 1)
     rows = [{"variant": "GAIL 1M", "seed": 1, "command": command, "env_steps": 7}]
     rows += [{"variant": "combined 2M", "seed": 1, "command": "another", "env_steps": 8}]
     run.write_rows(tmp_path / "gail.csv", rows)
     run.write_rows(tmp_path / "gail_curves.csv", [{"variant": r["variant"], "seed": 1, "global_step": 5} for r in rows])
-    run.copy_known("original_table", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
+    run.copy_known(tmp_path, "original_table", {command: {"variant": "GAIL + normalization", "seed": 1}, "neither": {}})
     (row,), (point,) = (run.read_rows(tmp_path / f"original_table{ending}.csv") for ending in ("", "_curves"))
     assert row == {"variant": "GAIL + normalization", "seed": "1", "command": command, "env_steps": "7"}
     assert point == {"variant": "GAIL + normalization", "seed": "1", "global_step": "5"}
 
 
-def test_rows_are_in_the_suites_order_and_replaced_when_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RESULTS", tmp_path)
+def test_rows_are_in_the_suites_order_and_replaced_when_measured_again(tmp_path):
     for variant, seed, value in (("GAIL 2M", 1, 5), ("by hand", 1, 6), ("GAIL 1M", 10, 7), ("GAIL 1M", 9, 8)):
-        run.add_rows("gail", "", [{"variant": variant, "seed": seed, "value": value}])
-    run.add_rows("gail", "", [{"variant": "GAIL 2M", "seed": 1, "value": 9}])  # as after a kill between two files
+        run.add_rows(tmp_path, "gail", "", [{"variant": variant, "seed": seed, "value": value}])
+    run.add_rows(tmp_path, "gail", "", [{"variant": "GAIL 2M", "seed": 1, "value": 9}])  # as after a kill in between
     rows = [(row["variant"], row["seed"], row["value"]) for row in run.read_rows(tmp_path / "gail.csv")]
     assert rows == [("GAIL 1M", "9", "8"), ("GAIL 1M", "10", "7"), ("GAIL 2M", "1", "9"), ("by hand", "1", "6")]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+resumed = "--resume" in args
+folder = Path(args["--resume"]).parent if resumed else Path(args["--output-dir"], args["--run-name"])
+folder.mkdir(exist_ok=True)
+if "--fail" in args and args["--fail"] == args["--seed"]:  # cut off after its checkpoint
+    (folder / "checkpoint.pt").touch()
+    sys.exit(1)
+(folder / "metrics.csv").write_text("global_step,eval/return_mean\\n1,5\\n2,\\n3,6\\n")
+(folder / "summary.json").write_text(json.dumps({"resumed": resumed}))
+"""
+
+
+def test_a_suite_goes_on_after_failures_and_resumes_what_was_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "current_commit", lambda: "abc")
+    suites = {name: [("x", "script.py", ["--fail", "1"], range(1, 4))] for name in ("a", "b")}
+    monkeypatch.setattr(run, "SUITES", suites)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    args = run.Args(suite="a", results=tmp_path / "results", runs=str(tmp_path / "runs"))
+
+    def resumed(suite: str) -> list[tuple[str, str]]:
+        return [(row["seed"], row["resumed"]) for row in run.read_rows(args.results / f"{suite}.csv")]
+
+    with pytest.raises(SystemExit, match="x, seed 1: .*exit status 1"):
+        run.main(args)
+    assert resumed("a") == [("2", "False"), ("3", "False")]
+    run.main(args)
+    assert resumed("a") == [("1", "True"), ("2", "False"), ("3", "False")]
+    assert [row["global_step"] for row in run.read_rows(args.results / "a_curves.csv")] == ["1"] * 3
+    run.main(run.Args(suite="b", results=args.results, runs=args.runs))  # all of it is known
+    assert resumed("b") == resumed("a") and not list((tmp_path / "runs").glob("b*"))
+
+
+@pytest.mark.parametrize("change", ["another commit", "other flags", "finished"])
+def test_a_folder_of_another_run_is_not_resumed(change, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "current_commit", lambda: "abc")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with pytest.raises(subprocess.CalledProcessError):
+        run.run_one(tmp_path / "x", "script.py", ["--fail", "1"], 1, 0, sys.executable)
+    if change == "another commit":
+        monkeypatch.setattr(run, "current_commit", lambda: "def")
+    if change == "finished":
+        (tmp_path / "x/summary.json").touch()
+    (tmp_path / "script.py").write_text(SCRIPT.replace('if "--fail" in args', "if False"))
+    flags = ["--fail", "1", *(["--other", "2"] if change == "other flags" else [])]
+    run.run_one(tmp_path / "x", "script.py", flags, 1, 0, sys.executable)
+    assert json.loads((tmp_path / "x/summary.json").read_text()) == {"resumed": False}
 
 
 def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monkeypatch):
@@ -129,6 +189,15 @@ def test_one_seed_shows_no_spread():
     assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) | – |"
     row |= dict.fromkeys(("eval/sampled_vs_demos", "env_steps", "charts/SPS"), "")  # as behaviour cloning
     assert report.table({"x": [row]}).splitlines()[2] == "| x | 1 | 50.0 | – | 300 (48) | – | – | 1.5 min | – |"
+
+
+def test_steps_to_90_counts_the_seeds_that_never_got_there():
+    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
+    row |= {"env_steps": "9", "charts/SPS": "1", "commit": "abc", "versions": "torch 1"}
+    rows = [row | {"steps_to_90": steps} for steps in ("", "400000", "500000", "", "700000")]
+    assert "| 0.70M (3/5) |" in report.table({"x": rows}) and "| never (1/3) |" in report.table(
+        {"x": rows[1:2] + rows[:1] * 2}
+    )
 
 
 def test_a_table_names_the_commits_and_versions_of_its_runs():
