@@ -8,7 +8,8 @@ or TRPO (Schulman et al. 2015, https://arxiv.org/abs/1502.05477) to be taken for
 
     repeat:  collect a rollout -> update D -> reward = how much D takes a step for the expert's -> GAE -> PPO or TRPO
 
-The environment's reward (-0.01 a step, 1 at the goal) is only ever reported. What is worth knowing:
+The environment's reward (-0.01 a step, 1 at the goal) is only ever reported. What is worth knowing (the numbers of 2, 3
+and 5 are of one run each, and in no table):
 
  1. The expert solves 95.1% of the starts. Moves of 0.2 reach only a lattice of points fixed by the start, and where the
     one nearest to the goal lies outside its radius of 0.12 (the corners of the lattice's cell, 4.9% of its area), the
