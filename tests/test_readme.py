@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from conftest import DEMOS, ROOT
 import gail_ppo
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:torchrun [^#\n]*?|python )((?:\w+)\.py[^#\n]*)", README, re.MULTILINE)
+BOTH = (README + (ROOT / "data/README.md").read_text()).replace("\\\n", "")
+COMMANDS = re.findall(r"^(?:torchrun [^#\n]*?|python )((?:\w+)\.py[^#\n]*)", BOTH, re.MULTILINE)
 COMMANDS = [command.strip() for command in COMMANDS]
 
 
@@ -24,6 +26,13 @@ def test_the_readme_has_commands_of_every_script():
         "gail_state_seq",
         "toy_pointnav",
     }
+
+
+def test_every_suite_that_it_names_exists():
+    sys.path.insert(0, str(ROOT / "benchmark"))
+    suites = importlib.import_module("run").SUITES
+    named = re.findall(r"run\.py --suite (\w+)", README)
+    assert len(named) > 5 and set(named) <= set(suites)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
