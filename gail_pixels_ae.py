@@ -162,7 +162,6 @@ class Args:
     disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
     grad_penalty_coef: float = 0.1  # weight of the discriminator's gradient penalty
     disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
-    spectral_norm: bool = False  # spectral normalization of the discriminator's layers
 
     frame_stack: int = 4  # frames that policy and discriminator see at once (K)
     image_size: int = 56  # height of a frame in pixels; it is 12 wide for 7 high, rounded to 8
@@ -530,14 +529,12 @@ def agent_optimizer(agent: Agent, learning_rate: float) -> Adam:
     return Adam(groups, eps=1e-5, fused=True)
 
 
-class Discriminator(nn.Module):
-    """Logit of 'this is the expert's': (B, X) standardized input -> (B,). Under WGAN it is the critic's score."""
+class LatentDiscriminator(nn.Module):
+    """Logit of 'these frames are the expert's': (B, X) standardized input -> (B,). Under WGAN, the critic's score."""
 
-    def __init__(self, input_dim: int, hidden_size: int, spectral_norm: bool, generator: Generator):
+    def __init__(self, input_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
         self.net = mlp([input_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
-        for i in range(0, len(self.net), 2) if spectral_norm else ():  # the linear layers
-            self.net[i] = nn.utils.parametrizations.spectral_norm(self.net[i])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
@@ -1474,7 +1471,7 @@ class Networks:
     predictor_optimizer: Optimizer | None
     agent: Agent
     optimizer: Optimizer
-    disc: Discriminator
+    disc: LatentDiscriminator
     disc_optimizer: Optimizer
 
     def parts(self) -> dict:
@@ -1495,7 +1492,7 @@ def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, genera
     autoencoder.set_reference(expert.frames, weighted=not args.faithful)
     autoencoder.to(memory_format=torch.channels_last)
     agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
-    disc = Discriminator(seen_dim, args.disc_hidden_size, args.spectral_norm, generator).to(device)
+    disc = LatentDiscriminator(seen_dim, args.disc_hidden_size, generator).to(device)
     if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
         inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)
     learners = nn.ModuleList([autoencoder, *([inverse] if inverse else [])])

@@ -295,7 +295,7 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     envs = script.BatchHalfCheetah(4, 10, 0, 1)
     autoencoder = script.Autoencoder(1, 16, 16, 4)
     agent = script.Agent(8 + 6, 6, 8, generator)
-    disc = script.Discriminator(8, 8, False, generator)
+    disc = script.LatentDiscriminator(8, 8, generator)
     collector = script.PixelCollector(envs, Slide(), autoencoder, None, args, torch.device("cpu"))
     statistics = {"latent": (torch.zeros(8), torch.ones(8))}
     rollout, film = collector.rollout(agent, statistics, 10, generator)
@@ -499,7 +499,7 @@ def test_miniature_run_moves_all_networks_and_writes_its_files(tmp_path):
     fresh = {
         "predictor": script.Predictor(8, 4, 6, generator).state_dict(),
         "agent": script.Agent(2 * 8 + 6, 6, 16, generator).state_dict(),
-        "disc": script.Discriminator(32, 128, False, generator).state_dict(),
+        "disc": script.LatentDiscriminator(32, 128, generator).state_dict(),
     }
     for part, weights in fresh.items():
         for name, value in weights.items():
