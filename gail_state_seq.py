@@ -1257,7 +1257,7 @@ def train(args: Args) -> dict:
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
         if iteration == RANK == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
-            warning = "warning: episodes can end early, and a centered reward may pay for that: see --no-center-reward"
+            warning = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
             bar.write(warning, file=sys.stderr)
         if crossed(step, batch_size, args.eval_interval) or last:
             returns = evaluate(current_policy(), 20, False, args.seed + 10_000, mine.threads)
