@@ -28,16 +28,15 @@ What it does besides, and why:
  5. The encoder is pretrained, then trained on a little after every rollout, and the expert is encoded anew each time.
     Besides reconstructing, the latents of K frames must tell the policy's *own* last action (an inverse model): an
     action shows in accelerations, so the latents have to hold the positions of small limbs precisely. No expert action
-    is known.
+    is known. (Since point 3 any one of these three may be left out at little cost: pixels_ablation.csv.)
     `--faithful` is the arrangement of the document that this script started from: one latent for a stack of K frames,
     an encoder trained by reconstruction alone and not pretrained.
  6. Reconstruction errors are divided by how much a pixel varies, since a foot's few pixels matter as much as a torso.
  7. The camera runs along with the animal, low down and at one height, so that it stands out against the dark sky and a
     jump shows. It looks through a colour filter (2 red - 1.7 blue) under which the brown animal is bright and the floor
     dim: the encoder then spends itself on the animal, not on the checkerboard.
- 8. PPO's steps are as large as in `gail_ppo.py`: an imitator must become as quiet as its expert, and small steps keep
-    the policy's noise, and with it the return, where they were. Only the first layers take smaller ones. As there the
-    noise depends on what the policy sees.
+ 8. PPO's steps are as large as in `gail_ppo.py`, but for the first layers', and as there the policy's noise depends on
+    what it sees.
  9. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
 
 Commands (two CPU cores):
