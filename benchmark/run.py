@@ -119,6 +119,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("BC", "bc.py", ""),
             ("GAIL", "gail_ppo.py", "--no-center-reward"),
             ("GAIL on states", "gail_state_seq.py", "--no-center-reward"),
+            ("GAIL, gamma 0.99, lambda 0.95", "gail_ppo.py", "--no-center-reward --gamma 0.99 --gae-lambda 0.95"),
+            (
+                "GAIL on states, gamma 0.99, lambda 0.95",
+                "gail_state_seq.py",
+                "--no-center-reward --gamma 0.99 --gae-lambda 0.95",
+            ),
             ("GAIL, centered reward", "gail_ppo.py", ""),
             ("GAIL, reward log D", "gail_ppo.py", "--no-center-reward --reward-form logsigmoid"),
             ("GAIL, reward log D - log(1 - D)", "gail_ppo.py", "--no-center-reward --reward-form logit"),
