@@ -39,7 +39,7 @@ DRAWN = {
     "peers": ("peers", PEERS),
     "peers_minutes": ("peers", PEERS),
     "long": ("long", ["GAIL 20M"]),
-    "hopper": ("hopper", ["GAIL, gamma 0.99, lambda 0.95", "GAIL", "GAIL, centered reward"]),
+    "hopper": ("hopper", ["GAIL", "GAIL, centered reward"]),
     "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
 }
 
