@@ -1,5 +1,6 @@
 """What the README tells its readers to type works."""
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -33,6 +34,25 @@ def test_every_suite_that_it_names_exists():
     suites = importlib.import_module("run").SUITES
     named = re.findall(r"run\.py --suite (\w+)", README)
     assert len(named) > 5 and set(named) <= set(suites)
+
+
+@pytest.mark.parametrize("script", sorted({command.split(".py")[0] for command in COMMANDS}))
+def test_the_flags_that_matter_exist(script):
+    section = re.search(rf"^## [^\n]*`{script}\.py`\n.*?(?=^## )", README, re.MULTILINE | re.DOTALL)[0]
+    paragraph = re.search(r"^\*\*Flags that matter\*\*:.*?\n\n", section, re.MULTILINE | re.DOTALL)[0]
+    module = importlib.import_module(script)
+    args = module.Train if script == "collect_expert_sac" else module.Args
+    flags = re.findall(r"`--(?:no-)?([a-z-]+)", paragraph)
+    assert flags and {flag.replace("-", "_") for flag in flags} <= {field.name for field in dataclasses.fields(args)}
+
+
+def test_every_metric_that_it_explains_is_logged():
+    section = README.split("## Reading a run")[1].split("\n## ")[0]
+    scripts = ("bc", "collect_expert_sac", "gail_pixels_ae", "gail_ppo", "gail_state_seq", "toy_pointnav")
+    logged = {column for script in scripts for column in importlib.import_module(script).COLUMNS}
+    explained = re.findall(r"`((?:charts|eval|disc|reward|losses|ae|bc|sac|time)/[\w]+)", section)
+    assert len(explained) > 25
+    assert all(name in logged or name == "eval/slow_" for name in explained)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
