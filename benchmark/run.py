@@ -34,6 +34,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
+HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 PEER = "benchmark/peers/run_imitation.py"
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
 HOPPER = ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"]
@@ -160,6 +161,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("8 frames", "--frame-stack 8"),
             ("32 latents", "--latent-dim 32"),
             ("128 latents", "--latent-dim 128"),
+            ("32 environments", " ".join(HALF_ROLLOUTS)),
             ("faithful, 0.5M", "--faithful"),
         )
     ],
@@ -170,6 +172,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
         ("entropy bonus 0.003, 1M", "gail_pixels_ae.py", ["--ent-coef", "0.003"], THREE),  # the ablation's best two
         ("32 latents, 1M", "gail_pixels_ae.py", ["--latent-dim", "32"], THREE),
+        ("32 environments, 1M", "gail_pixels_ae.py", HALF_ROLLOUTS, THREE),
         ("policy on latents, 3M", "gail_pixels_ae.py", THREE_MILLION, THREE),
     ],
 }
