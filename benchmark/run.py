@@ -5,6 +5,7 @@ A suite is a table of (variant, script, flags, seeds). As many runs as there are
 copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and started
 again at any time (`--seeds 5` first, all later). Suite peers alone copies nothing, and goes on one core, in turn.
 `--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
+A change that no flag makes is a patch in benchmark/patches, which stands where the script would.
 Each finished run adds to
 
     benchmark/results/<suite>.csv          one row: what summary.json says, the commit and the versions
@@ -15,6 +16,7 @@ import csv
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -77,29 +79,32 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         )
     ],
     "what_matters": [  # one change at a time from the defaults of gail_ppo.py
-        (name, "gail_ppo.py", flags.split(), FIVE)
-        for name, flags in (
-            ("the defaults", ""),
-            ("no gradient penalty", "--grad-penalty-coef 0"),
-            ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
-            ("gradient penalty 1", "--grad-penalty-coef 1"),
-            ("gradient penalty 10", "--grad-penalty-coef 10"),
-            ("spectral norm, no penalty", "--spectral-norm --grad-penalty-coef 0"),
-            ("WGAN, penalty 10", "--disc-loss wgan --grad-penalty-coef 10"),
-            ("reward log D - log(1 - D)", "--reward-form logit"),
-            ("reward log D", "--reward-form logsigmoid"),
-            ("rewards not normalized", "--no-normalize-reward"),
-            ("D: 2 steps a rollout", "--disc-steps 2"),
-            ("D: 40 steps a rollout", "--disc-steps 40"),
-            ("D: every fourth rollout", "--disc-interval 4"),
-            ("D: 64 wide", "--disc-hidden-size 64"),
-            ("D: 256 wide", "--disc-hidden-size 256"),
-            ("policy: 64 wide", "--hidden-size 64"),
-            ("policy: 256 wide", "--hidden-size 256"),
-            ("64 environments", "--num-envs 64 --num-minibatches 8 --disc-steps 20"),
-            ("warm start from BC", "--bc-warm-start"),
-            ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
-        )
+        *(
+            (name, "gail_ppo.py", flags.split(), FIVE)
+            for name, flags in (
+                ("the defaults", ""),
+                ("no gradient penalty", "--grad-penalty-coef 0"),
+                ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
+                ("gradient penalty 1", "--grad-penalty-coef 1"),
+                ("gradient penalty 10", "--grad-penalty-coef 10"),
+                ("spectral norm, no penalty", "--spectral-norm --grad-penalty-coef 0"),
+                ("WGAN, penalty 10", "--disc-loss wgan --grad-penalty-coef 10"),
+                ("reward log D - log(1 - D)", "--reward-form logit"),
+                ("reward log D", "--reward-form logsigmoid"),
+                ("rewards not normalized", "--no-normalize-reward"),
+                ("D: 2 steps a rollout", "--disc-steps 2"),
+                ("D: 40 steps a rollout", "--disc-steps 40"),
+                ("D: every fourth rollout", "--disc-interval 4"),
+                ("D: 64 wide", "--disc-hidden-size 64"),
+                ("D: 256 wide", "--disc-hidden-size 256"),
+                ("policy: 64 wide", "--hidden-size 64"),
+                ("policy: 256 wide", "--hidden-size 256"),
+                ("64 environments", "--num-envs 64 --num-minibatches 8 --disc-steps 20"),
+                ("warm start from BC", "--bc-warm-start"),
+                ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
+            )
+        ),
+        ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], FIVE),
     ],
     "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
         (variant, script, flags.split(), range(seed, seed + 1))
@@ -220,8 +225,28 @@ def add_rows(results: Path, suite: str, ending: str, new: list[dict]) -> None:
     write_rows(path, sorted(rows, key=lambda row: (place[row["variant"]], int(row["seed"]))))
 
 
+def target(patch: str) -> str:
+    """Name of the one script that a patch changes."""
+    return re.search(r"^\+\+\+ \w/(\S+)$", (ROOT / patch).read_text(), re.MULTILINE).group(1)
+
+
 def command_line(script: str, flags: list[str], seed: int) -> str:
-    return " ".join(["python", script, *flags, "--seed", str(seed)])
+    first = ["python", script]
+    if script.endswith(".patch"):
+        first = ["git", "apply", script, "&&", "python", target(script)]
+    return " ".join([*first, *flags, "--seed", str(seed)])
+
+
+def patched(patch: str, folder: Path) -> Path:
+    """A copy of the script that a patch changes, changed, in a folder of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    copy = shutil.copy(ROOT / target(patch), folder)
+    outside = os.environ | {
+        "GIT_CEILING_DIRECTORIES": str(folder.parent)
+    }  # or git looks for the file in the repository
+    subprocess.run(["git", "apply", str(ROOT / patch)], cwd=folder, env=outside, check=True)
+    return Path(copy)
 
 
 def copy_known(results: Path, suite: str, commands: dict[str, dict]) -> None:
@@ -243,7 +268,8 @@ def current_commit() -> str:
     """The commit, marked if a script differs from it (results may)."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(glob)*.py", PEER]).returncode
+    code = [":(glob)*.py", "benchmark/patches", PEER]
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return f"{commit}-dirty" if differs else commit
 
 
@@ -260,9 +286,10 @@ def run_one(folder: Path, script: str, flags: list[str], seed: int, core: int, p
         note.write_text(mark)
         place = ["--output-dir", str(folder.parent), "--run-name", folder.name]
         command = [*flags, "--seed", str(seed), *place, "--threads", "1"]
+    code = patched(script, Path(f"{folder}_script")) if script.endswith(".patch") else ROOT / script
     with open(f"{folder}.log", "w") as log:
         subprocess.run(
-            [python, str(ROOT / script), *command],
+            [python, str(code), *command],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
 """benchmark/: the report's statistics and tables, and the suites' command lines."""
 
+import difflib
 import importlib
 import json
 import re
@@ -84,6 +85,7 @@ def test_every_command_of_every_suite_parses(suite):
             source = (ROOT / script).read_text()
             assert all(f"    {x[2:]}: " in source if x.startswith("--") else f'"{x}"' in source for x in flags)
             continue
+        script = run.target(script) if script.endswith(".patch") else script
         module = importlib.import_module(script.removesuffix(".py"))
         args = module.parse_args([*flags, "--seed", str(seeds[0])], module.Args)
         args.check()
@@ -166,6 +168,26 @@ def test_a_folder_of_another_run_is_not_resumed(change, tmp_path, monkeypatch):
     flags = ["--fail", "1", *(["--other", "2"] if change == "other flags" else [])]
     run.run_one(tmp_path / "x", "script.py", flags, 1, 0, sys.executable)
     assert json.loads((tmp_path / "x/summary.json").read_text()) == {"resumed": False}
+
+
+@pytest.mark.parametrize("patch", sorted((ROOT / "benchmark/patches").iterdir()), ids=lambda patch: patch.stem)
+def test_every_patch_fits_its_script(patch, tmp_path):
+    changed = run.patched(f"benchmark/patches/{patch.name}", tmp_path / "x").read_text()
+    assert changed != (ROOT / run.target(patch)).read_text()
+    compile(changed, patch.name, "exec")
+
+
+def test_a_patch_runs_in_place_of_the_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "current_commit", lambda: "abc")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    changed = SCRIPT.replace('{"resumed": resumed}', '{"changed": True}').splitlines(keepends=True)
+    patch = difflib.unified_diff(SCRIPT.splitlines(keepends=True), changed, "a/script.py", "b/script.py")
+    (tmp_path / "x.patch").write_text("".join(patch))
+    run.run_one(tmp_path / "run", "x.patch", ["--flag", "2"], 1, 0, sys.executable)
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == {"changed": True}
+    assert (tmp_path / "script.py").read_text() == SCRIPT
+    assert run.command_line("x.patch", ["--flag", "2"], 1) == "git apply x.patch && python script.py --flag 2 --seed 1"
 
 
 def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monkeypatch):
