@@ -1,7 +1,8 @@
-"""Write the README's result tables (between their markers) and the figures, from the CSVs in benchmark/results alone.
+"""Write the result tables of README.md and benchmark/PIXELS.md (between their markers) and the figures, from the CSVs
+in benchmark/results alone.
 
 python benchmark/report.py            # write
-python benchmark/report.py --check    # exit with 1 if the README's tables are not what the CSVs say
+python benchmark/report.py --check    # exit with 1 if the tables are not what the CSVs say
 
 It also numbers the README's links to lines: [text](script.py#L12 "code") points at the one line that holds the code.
 """
@@ -23,6 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark/results"
 FIGURES = ROOT / "benchmark/figures"
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmark/PIXELS.md"]
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
@@ -47,7 +49,7 @@ DRAWN = {
 @dataclass
 class Args:
     check: bool = False
-    """write nothing; exit with 1 if the README differs from the CSVs"""
+    """write nothing; exit with 1 if a document differs from the CSVs"""
 
 
 def read(name: str) -> dict[str, list[dict]]:
@@ -76,43 +78,47 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
+    """One variant's row, column -> text; a dash where there is nothing to tell. Returns are in % of the mean return of
+    the demonstrations that the run learned from."""
+    mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
+    sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
+    several = len(rows) > 1  # one seed has no spread
+    spread = f" ± {mean.std(ddof=1):.1f} ({mean.min():.1f})" if several else ""
+    middle = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
+    sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
+    sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
+    absolute, of_expert = (np.mean([float(r[f"eval/{name}"]) for r in rows]) for name in ("return_mean", "vs_expert"))
+    reached = np.array([float(r.get("steps_to_90") or np.inf) for r in rows])
+    steps = f"{np.median(reached) / 1e6:.2f}M" if np.isfinite(np.median(reached)) else "never"
+    steps += f" ({np.isfinite(reached).sum()}/{len(rows)})"
+    seconds = np.median([float(r["seconds"]) for r in rows])
+    time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s" if seconds else "–"
+    if rows[0].get("env_steps"):
+        time += f" ({np.median([float(r['charts/SPS']) for r in rows]):,.0f})"
+    else:
+        steps = "–"  # a method that takes no steps while it learns
+    return {
+        "variant": variant,
+        "seeds": str(len(rows)),
+        "mean action: mean ± std (worst)": f"{mean.mean():.1f}{spread}",
+        "IQM [95%]": f"{interquartile_mean(mean):.1f} {middle}" if middle else "–",
+        "return (% of the expert)": f"{absolute:.0f} ({100 * of_expert:.0f})",
+        "sampled": sampled_text,
+        "steps to 90%: median": steps,
+        "time (steps/s)": time,
+        "original": ORIGINAL.get(variant, "–"),
+    }
+
+
 def table(groups: dict[str, list[dict]]) -> str:
-    """One Markdown row a variant, and where the runs come from; returns in % of the mean return of the demonstrations
-    that the run learned from."""
-    lines = [
-        "| variant | seeds | mean action: mean ± std (worst) | IQM [95%] | return (% of the expert) | sampled "
-        "| steps to 90%: median | time (steps/s) | original |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for variant, rows in groups.items():
-        mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
-        sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
-        interval = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
-        reached = np.array([float(r.get("steps_to_90") or np.inf) for r in rows])
-        steps = f"{np.median(reached) / 1e6:.2f}M" if np.isfinite(np.median(reached)) else "never"
-        steps += f" ({np.isfinite(reached).sum()}/{len(rows)})"
-        seconds = np.median([float(r["seconds"]) for r in rows])
-        time = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s" if seconds else "–"
-        if rows[0].get("env_steps"):
-            time += f" ({np.median([float(r['charts/SPS']) for r in rows]):,.0f})"
-        else:
-            steps = "–"  # a method that takes no steps while it learns
-        several = len(rows) > 1  # one seed has no spread
-        spread = f" ± {mean.std(ddof=1):.1f} ({mean.min():.1f})" if several else ""
-        sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
-        sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
-        middle = f"{interquartile_mean(mean):.1f} {interval}" if interval else "–"
-        absolute, of_expert = (
-            np.mean([float(r[f"eval/{name}"]) for r in rows]) for name in ("return_mean", "vs_expert")
-        )
-        lines.append(
-            f"| {variant} | {len(rows)} | {mean.mean():.1f}{spread} "
-            f"| {middle} | {absolute:.0f} ({100 * of_expert:.0f}) | {sampled_text} | {steps} "
-            f"| {time} | {ORIGINAL.get(variant, '–')} |"
-        )
-    everything = [row for rows in groups.values() for row in rows]
-    commits, versions = (", ".join(dict.fromkeys(row[name] for row in everything)) for name in ("commit", "versions"))
-    return "\n".join([*lines, "", f"Commits {commits}; {versions}."])
+    """One Markdown row a variant, without columns that hold nothing but dashes; and where the runs come from."""
+    rows = [row_of(variant, runs) for variant, runs in groups.items()]
+    columns = [column for column in rows[0] if any(row[column] != "–" for row in rows)]
+    cells = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
+    everything = [run for runs in groups.values() for run in runs]
+    commits, versions = (", ".join(dict.fromkeys(run[name] for run in everything)) for name in ("commit", "versions"))
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in cells), "", f"Commits {commits}; {versions}."])
 
 
 def draw(name: str, suite: str, variants: list[str]) -> None:
@@ -211,7 +217,7 @@ def results(name: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """The README's text, everything between <!-- results:NAME --> and <!-- /results --> made anew."""
+    """A document's text, everything between <!-- results:NAME --> and <!-- /results --> made anew."""
     parts = text.split("<!-- results:")
     for i, part in enumerate(parts[1:], start=1):
         name = part.split(" -->")[0]
@@ -228,22 +234,24 @@ def with_lines(text: str) -> str:
         script, code = link.groups()
         lines = [i for i, line in enumerate((ROOT / script).read_text().splitlines(), start=1) if code in line]
         if len(lines) != 1:
-            sys.exit(f"README.md: {code!r} is on {len(lines)} lines of {script}, expected one; mend the link")
+            sys.exit(f"{code!r} is on {len(lines)} lines of {script}, expected one; mend the link to it")
         return f'({script}#L{lines[0]} "{code}")'
 
     return re.sub(r'\((\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
 
 
 def main(args: Args) -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    made = with_lines(with_tables(text))
-    if args.check:
-        sys.exit("README.md differs from the CSVs or the code; run benchmark/report.py" if made != text else 0)
-    readme.write_text(made)
-    for name, (suite, variants) in DRAWN.items():
-        draw(name, suite, variants)
-    draw_few_demonstrations()
+    for document in DOCUMENTS:
+        text = document.read_text()
+        made = with_lines(with_tables(text))
+        if not args.check:
+            document.write_text(made)
+        elif made != text:
+            sys.exit(f"{document.name} differs from the CSVs or the code; run benchmark/report.py")
+    if not args.check:
+        for name, (suite, variants) in DRAWN.items():
+            draw(name, suite, variants)
+        draw_few_demonstrations()
 
 
 if __name__ == "__main__":

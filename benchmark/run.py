@@ -152,23 +152,31 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
     ],
     "pixels_ablation": [  # one change at a time from the defaults of gail_pixels_ae.py, half their frames
-        (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
-        for name, flags in (
-            ("the defaults, 0.5M", ""),
-            ("encoder at rest after the pretraining", "--ae-steps 0"),
-            ("no pretraining", "--pretrain-steps 0"),
-            ("reconstruction alone", "--inverse-coef 0"),
-            ("no predictor", "--predictor-steps 0"),
-            ("KL stop 0.03", "--target-kl 0.03"),
-            ("entropy bonus 0.003", "--ent-coef 0.003"),
-            ("a quarter of the step size", "--learning-rate 5e-4"),
-            ("2 frames", "--frame-stack 2"),
-            ("8 frames", "--frame-stack 8"),
-            ("32 latents", "--latent-dim 32"),
-            ("128 latents", "--latent-dim 128"),
-            ("32 environments", " ".join(HALF_ROLLOUTS)),
-            ("faithful, 0.5M", "--faithful"),
-        )
+        *(
+            (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
+            for name, flags in (
+                ("the defaults, 0.5M", ""),
+                ("encoder at rest after the pretraining", "--ae-steps 0"),
+                ("no pretraining", "--pretrain-steps 0"),
+                ("reconstruction alone", "--inverse-coef 0"),
+                ("no predictor", "--predictor-steps 0"),
+                ("KL stop 0.03", "--target-kl 0.03"),
+                ("entropy bonus 0.003", "--ent-coef 0.003"),
+                ("a quarter of the step size", "--learning-rate 5e-4"),
+                ("2 frames", "--frame-stack 2"),
+                ("8 frames", "--frame-stack 8"),
+                ("32 latents", "--latent-dim 32"),
+                ("128 latents", "--latent-dim 128"),
+                ("32 environments", " ".join(HALF_ROLLOUTS)),
+                ("faithful, 0.5M", "--faithful"),
+            )
+        ),
+        (
+            "spectral norm, no penalty",
+            "benchmark/patches/pixels_spectral_norm.patch",
+            ["--total-timesteps", "500000", "--spectral-norm", "--grad-penalty-coef", "0"],
+            range(1, 3),
+        ),
     ],
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),

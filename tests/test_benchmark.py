@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,9 +58,28 @@ def test_the_study_becomes_a_grid(tmp_path, monkeypatch):
     ]
 
 
-def test_readme_says_what_the_csvs_say():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda document: document.stem)
+def test_documents_say_what_the_csvs_say(document):
+    text = document.read_text()
     assert report.with_tables(text) == text, "run `python benchmark/report.py`"
+
+
+def test_every_file_that_a_document_links_exists():
+    for document in [*report.DOCUMENTS, ROOT / "data/README.md"]:
+        links = re.findall(r"\]\(([^)#\s]+)", document.read_text())
+        missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+        assert not missing, document
+
+
+def test_every_heading_that_a_document_links_exists():
+    headings = {}
+    for document in [*report.DOCUMENTS, ROOT / "data/README.md"]:
+        titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+        headings[document] = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for document in headings:
+        for path, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", document.read_text()):
+            target = (document.parent / path).resolve() if path else document
+            assert anchor in headings[target], f"{document.name}: {path}#{anchor}"
 
 
 def test_readme_points_at_the_lines_it_speaks_of():
@@ -77,7 +97,8 @@ def test_links_to_lines_are_numbered_anew_or_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suite", run.SUITES)
-def test_every_command_of_every_suite_parses(suite):
+def test_every_command_of_every_suite_parses(suite, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     runs = [(variant, seed) for variant, *_, seeds in run.SUITES[suite] for seed in seeds]
     assert len(runs) == len(set(runs))
     for _, script, flags, seeds in run.SUITES[suite]:
@@ -85,8 +106,11 @@ def test_every_command_of_every_suite_parses(suite):
             source = (ROOT / script).read_text()
             assert all(f"    {x[2:]}: " in source if x.startswith("--") else f'"{x}"' in source for x in flags)
             continue
-        script = run.target(script) if script.endswith(".patch") else script
-        module = importlib.import_module(script.removesuffix(".py"))
+        name = script.removesuffix(".py")
+        if script.endswith(".patch"):
+            name = Path(script).stem
+            run.patched(script, tmp_path / "x").rename(tmp_path / f"{name}.py")
+        module = importlib.import_module(name)
         args = module.parse_args([*flags, "--seed", str(seeds[0])], module.Args)
         args.check()
 
@@ -207,10 +231,21 @@ def test_one_seed_shows_no_spread():
     row |= {"env_steps": "1000", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
     row |= {"commit": "abc", "versions": "torch 1"}
     one, two = (report.table({"x": [row] * seeds}).splitlines()[2] for seeds in (1, 2))
-    assert one == "| x | 1 | 50.0 | – | 300 (48) | 40.0 | never (0/1) | 1.5 min (10) | – |"
-    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | – | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) | – |"
-    row |= dict.fromkeys(("eval/sampled_vs_demos", "env_steps", "charts/SPS"), "")  # as behaviour cloning
-    assert report.table({"x": [row]}).splitlines()[2] == "| x | 1 | 50.0 | – | 300 (48) | – | – | 1.5 min | – |"
+    assert one == "| x | 1 | 50.0 | 300 (48) | 40.0 | never (0/1) | 1.5 min (10) |"
+    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) |"
+
+
+def test_a_table_leaves_out_columns_that_hold_nothing():
+    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
+    row |= {"commit": "abc", "versions": "torch 1"}
+    cloning = row | dict.fromkeys(("eval/sampled_vs_demos", "steps_to_90", "env_steps", "charts/SPS"), "")
+    head, _, line, *_ = report.table({"x": [cloning]}).splitlines()
+    assert line == "| x | 1 | 50.0 | 300 (48) | 1.5 min |" and head.count("|") == line.count("|")
+    learning = row | {"eval/sampled_vs_demos": "0.4", "steps_to_90": "", "charts/SPS": "10", "env_steps": "1000"}
+    head, _, first, second, *_ = report.table({"x": [cloning], "combined": [learning] * 5}).splitlines()
+    assert first == "| x | 1 | 50.0 | – | 300 (48) | – | – | 1.5 min | – |"
+    assert second.startswith("| combined | 5 | 50.0 ± 0.0 (50.0) | 50.0 [50.0, 50.0] |") and "| 89 / 72 " in second
+    assert head.count("|") == first.count("|") == second.count("|")
 
 
 def test_steps_to_90_counts_the_seeds_that_never_got_there():
