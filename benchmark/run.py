@@ -36,6 +36,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 # suite -> (variant, script, flags, seeds)
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
+LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 PEER = "benchmark/peers/run_imitation.py"
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
@@ -61,6 +62,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "original_table": [  # the original's own table, then its five sets
         ("BC", "bc.py", [], TEN),
         ("PPO on the env reward", "gail_ppo.py", ["--reward-source", "env"], TEN),
+        ("PPO, gamma 0.99, lambda 0.95", "gail_ppo.py", ["--reward-source", "env", *LONG_HORIZON], FIVE),
         ("GAIL without normalization", "gail_ppo.py", ["--no-normalize-reward"], TEN),
         ("GAIL + normalization", "gail_ppo.py", [], TEN),
         ("combined", "gail_ppo.py", ["--reward-source", "combined"], TEN),
@@ -185,7 +187,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         (
             "true reward on latents, gamma 0.99, lambda 0.95, 3M",
             "gail_pixels_ae.py",
-            ["--reward-source", "env", "--gamma", "0.99", "--gae-lambda", "0.95", *THREE_MILLION],
+            ["--reward-source", "env", *LONG_HORIZON, *THREE_MILLION],
             THREE,
         ),
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
