@@ -16,8 +16,8 @@ What it does besides, and why:
     policy's: the two can differ in nothing but behaviour. The demonstrations' actions, observations and rewards, and
     the true reward and state, never reach the learner (a test fills them with NaN).
  2. One latent a frame, so that each frame is encoded once. D sees the newest latent and the K - 1 *steps* between
-    consecutive ones, each standardized: velocities are small differences of large numbers, and a network finds them
-    late if it has to do the subtraction itself.
+    consecutive ones, each standardized: velocities show in the steps, and a network finds them late if it has to do
+    the subtraction itself.
  3. The policy does not see that, but what comes of it: a predictor (a forward model, trained on the policy's own
     rollouts) says from it and from the policy's last K - 1 actions, which a robot knows, what the newest latent and the
     latest step will be two frames from now if nothing is done. PPO learns a good deal faster from where the body is
@@ -166,7 +166,7 @@ class Args:
     image_size: int = 56  # height of a frame in pixels; it is 12 wide for 7 high, rounded to 8
     latent_dim: int = 64  # numbers that a frame is encoded into (Z); a whole stack of K frames with --faithful
     policy_obs: Literal["latent", "state"] = "latent"
-    """what policy and value see: the latents, or the robot's own state (the reward comes from pixels either way)"""
+    """what policy and value see: latents (as the predictor sees them coming), or the robot's own state"""
     faithful: bool = False
     """one latent a stack, encoder trained by reconstruction alone, no pretraining: the document's arrangement"""
     pretrain_steps: int = 2_000
@@ -519,7 +519,7 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 def agent_optimizer(agent: Agent, learning_rate: float) -> Adam:
     """Adam with a smaller step size for the first layers, where they have many inputs: a step moves each weight by up
-    to its size, so a layer of 274 latents and actions would move the policy 16 times as far as one of 17 states."""
+    to its size, so a layer of 134 inputs (the default) would move the policy 8 times as far as one of 17 states."""
     first = [*agent.actor[0].parameters(), *agent.critic[0].parameters()]
     others = [p for p in agent.parameters() if all(p is not q for q in first)]
     scale = min(1.0, FULL_STEP_INPUTS / agent.actor[0].in_features)
@@ -604,11 +604,11 @@ def encode_all(autoencoder: Autoencoder, frames: Tensor) -> Tensor:
 
 @dataclass
 class Film:
-    """What T steps of N environments showed, but for `memory` after each action."""
+    """What T steps of N environments showed: all of it after the action, `memory` alone before it."""
 
     views: Tensor  # (T, N, C, H, W) uint8
     seen: Tensor  # (T, N, D) what D judges: latents of K frames, standardized
-    memory: Tensor  # (T, N, M) before each action: what was seen, and the last K - 1 actions
+    memory: Tensor  # (T, N, M) what was seen before the action, and the K - 1 actions before it
     actions: Tensor  # (T, N, A) as executed
     ended: Tensor  # (T, N) bool
 
@@ -640,17 +640,16 @@ def update_autoencoder(
     args: Args,
     generator: Generator,
 ) -> dict[str, float]:
-    """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film: consecutive views of
-    one environment; returns what to log.
+    """num_steps steps on minibatches of half expert views (L, C, H, W), half snippets of a film (as many as fit whole):
+    consecutive views of one environment; returns what to log.
 
     The inverse model, unless it is None, learns from the film alone: nobody tells what the expert did.
     """
     log, device, half, frame_stack = [], expert.device, args.ae_batch_size // 2, args.frame_stack
     # Long snippets give many windows: one of 16 views tells 13 actions with K = 4, four of 4 views tell 4.
-    length = min(SNIPPET, half, len(film.views))
-    num_windows = max(length - frame_stack + 1, 0)
-    whole = whole_windows(film.ended, frame_stack) if num_windows else None
-    # bfloat16 halves the time. It is for training alone: it would drown the small steps between latents of one episode.
+    length = min(max(SNIPPET, frame_stack), half, len(film.views))
+    whole = whole_windows(film.ended, frame_stack) if inverse else None
+    # bfloat16 halves the time. It is for training alone: what policy and D see stays in float32.
     fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for _ in range(num_steps):
         expert_views = expert[torch.randint(len(expert), (half,), generator=generator).to(device)]
@@ -662,17 +661,17 @@ def update_autoencoder(
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             latents = autoencoder.encode(views)
             errors = autoencoder.errors(latents, views)
-        losses = [errors[:half].mean(), errors[half:].mean(), torch.zeros((), device=device)]
-        if inverse and num_windows:
+        loss, inverse_error = errors[:half].mean() + errors[half:].mean(), torch.zeros((), device=device)
+        if inverse:
             windows = latents[half:].float().unflatten(0, (-1, length)).unfold(1, frame_stack, 1).mT  # (.., .., K, Z)
-            usable, actions = whole[rows[:, :num_windows], env], film.actions[rows[:, frame_stack - 1 :], env]
+            usable, actions = whole[rows[:, : windows.shape[1]], env], film.actions[rows[:, frame_stack - 1 :], env]
             if usable.any():
-                losses[2] = inverse_loss(inverse, windows[usable], actions[usable])
+                inverse_error = inverse_loss(inverse, windows[usable], actions[usable])
         optimizer.zero_grad()
-        (losses[0] + losses[1] + args.inverse_coef * losses[2]).backward()
+        (loss + args.inverse_coef * inverse_error).backward()
         optimizer.step()
-        log.append(torch.stack(losses).detach())
-    return dict(zip(("ae/recon_expert", "ae/recon_policy", "ae/inverse"), torch.stack(log).mean(0).tolist()))
+        log.append(torch.stack([loss, inverse_error]).detach())
+    return dict(zip(("ae/loss", "ae/inverse") if inverse else ("ae/loss",), torch.stack(log).mean(0).tolist()))
 
 
 def latent_steps(latents: Tensor) -> Tensor:
@@ -899,9 +898,9 @@ class PixelCollector:
             return standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
 
         latents = self.encode(self.frames)
+        memory = remember(look(latents))
+        obs = observe(memory, self.state)
         for t in range(num_steps):
-            memory = remember(look(latents))
-            obs = observe(memory, self.state)
             mean, log_std = agent.policy(obs)
             action = mean + sampled * log_std.exp() * noise[t]
             executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
@@ -915,13 +914,18 @@ class PixelCollector:
             newest = encode_all(self.autoencoder, view)[:, None]
             latents = torch.cat([latents[:, 1:], newest], dim=1)
             seen = look(latents)
-            next_obs, log_prob = observe(remember(seen), final_state), gaussian_log_prob(action, mean, log_std)
+            next_memory, log_prob = remember(seen), gaussian_log_prob(action, mean, log_std)
+            next_obs = observe(next_memory, final_state)
             steps.append((obs, next_obs, action, log_prob, memory, seen, view, executed, reward, terminated, ended))
+            memory, obs = next_memory, next_obs
 
             if ended.any():
                 ids = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
+                self.frames = self.frames.clone()  # with --faithful the film keeps the old ones
                 self.frames[ids] = self.first_frames(envs.qpos[ended])
                 latents[ids], self.actions[ids] = self.encode(self.frames[ids]), 0.0
+                memory = remember(look(latents))
+                obs = observe(memory, self.state)
             self.episode_return += reward
             self.finished.extend(self.episode_return[ended].tolist())
             self.episode_return[ended] = 0.0
@@ -1034,7 +1038,8 @@ def update_policy(
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """How far two samples (n, D) and (m, D) are apart: 2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013), on at
-    most 1,000 of each; 0 for one distribution. It needs no discriminator, so it means the same throughout a run."""
+    most 1,000 of each; 0 for one distribution. It depends on no discriminator, and on the encoder, which comes to
+    rest."""
     x, y = (z[torch.linspace(0, len(z) - 1, min(len(z), 1000), device=z.device).long()] for z in (x, y))
     return (2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()).item()
 
@@ -1067,7 +1072,7 @@ def signs_of_collapse(recent: list[dict], action_std: float, recon_policy: list[
         found["the reconstruction error on the policy's frames has doubled"] = cause
     if action_std < 0.05:
         cause = "exploration has ended: lower --learning-rate or set --ent-coef"
-        found[f"the action's standard deviation has fallen to {action_std:.3f}"] = cause
+        found["the action's standard deviation has fallen below 0.05"] = cause
     return found
 
 
@@ -1162,7 +1167,7 @@ def average_gradients(optimizer: Optimizer, *_) -> None:
     dist.all_reduce(total)
     *sums, there = total.split([*(p.numel() for p in parameters), len(parameters)])
     for p, gradient, count in zip(parameters, sums, there.tolist()):
-        p.grad = (gradient / WORLD_SIZE).view_as(p) if count else None
+        p.grad = torch.empty_like(p).copy_(gradient.view(p.shape) / WORLD_SIZE) if count else None  # in p's layout
 
 
 class PerProcess:
@@ -1307,7 +1312,7 @@ COLUMNS = """global_step charts/episodic_return charts/SPS charts/learning_rate
 losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
 disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
 reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
-ae/recon_policy ae/recon_expert ae/recon_heldout ae/inverse ae/prediction ae/probe_r2
+ae/loss ae/recon_policy ae/recon_expert ae/recon_heldout ae/inverse ae/prediction ae/probe_r2
 eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert eval/latent_distance
 time/rollout time/discriminator time/update time/autoencoder""".split()
 
@@ -1382,9 +1387,7 @@ def record_side_by_side(policy: dict, demos: Demos, renderer: Renderer, path: Pa
     large, length = Renderer(168, 1), int(demos.lengths[0])
     left, right = large(demos.qpos[: length + 1]), large(np.concatenate(camera.qpos)[: length + 1])
     gap = np.full((len(left), left.shape[1], 4), 255, np.uint8)
-    imageio.mimsave(
-        path, list(np.concatenate([left, gap[: len(left)], right[: len(left)]], axis=2)), duration=50, loop=0
-    )
+    imageio.mimsave(path, list(np.concatenate([left, gap, right], axis=2)), duration=50, loop=0)
 
 
 def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
@@ -1438,12 +1441,11 @@ def print_table(rows: list[tuple[str, str]]) -> None:
 class ExpertFilm:
     """The expert as the learner knows it."""
 
-    frames: Tensor  # (L + E, H, W) uint8
     views: Tensor  # (L + E, C, H, W) uint8, what the autoencoder reads: C is 1, or K with --faithful
     windows: Tensor  # (L + E, K), the rows of the views that end at each frame; (L + E, 1) with --faithful
     after_action: Tensor  # (L,), the rows that an action led to, which D sees
-    train_views: Tensor  # the views but those of the last episode
-    heldout_views: Tensor  # those, for ae/recon_heldout
+    train_views: Tensor  # the views but those of the last episode, unless it is the only one
+    heldout_views: Tensor  # the others, for ae/recon_heldout
 
 
 def film_expert(demos: Demos, renderer: Renderer, args: Args, device: torch.device) -> ExpertFilm:
@@ -1455,8 +1457,8 @@ def film_expert(demos: Demos, renderer: Renderer, args: Args, device: torch.devi
     views = frames[:, None]
     if args.faithful:  # one view shows the whole window
         views, windows = frames[windows], torch.arange(len(windows), device=device)[:, None]
-    kept_out = int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0
-    return ExpertFilm(frames, views, windows, after_action, views[: len(views) - kept_out], views[-max(kept_out, 1) :])
+    train = len(views) - (int(demos.lengths[-1]) + 1 if len(demos.lengths) > 1 else 0)
+    return ExpertFilm(views, windows, after_action, views[:train], views[train:])
 
 
 @dataclass
@@ -1479,8 +1481,8 @@ class Networks:
 
 
 def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, generator: Generator) -> Networks:
-    """Networks and optimizers, on the device that the expert's frames are on."""
-    device, predictor, predictor_optimizer, inverse = expert.frames.device, None, None, None
+    """Networks and optimizers, on the device that the expert's views are on."""
+    device, predictor, predictor_optimizer, inverse = expert.views.device, None, None, None
     seen_dim = args.latent_dim * (1 if args.faithful else args.frame_stack)
     obs_dim = envs.obs_dim if args.policy_obs == "state" else seen_dim + (args.frame_stack - 1) * envs.action_dim
     if has_predictor(args):
@@ -1488,7 +1490,7 @@ def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, genera
         predictor_optimizer, obs_dim = Adam(predictor.parameters(), lr=1e-3, fused=True), predictor.obs_dim
         predictor_optimizer.register_step_pre_hook(average_gradients)
     autoencoder = Autoencoder(*expert.views.shape[1:], args.latent_dim).to(device)
-    autoencoder.set_reference(expert.frames, weighted=not args.faithful)
+    autoencoder.set_reference(expert.views[:, -1], weighted=not args.faithful)
     autoencoder.to(memory_format=torch.channels_last)
     agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
     disc = LatentDiscriminator(seen_dim, args.disc_hidden_size, generator).to(device)
@@ -1528,9 +1530,10 @@ def pretrain(
 
 @torch.no_grad()
 def reconstruction_errors(autoencoder: Autoencoder, expert: ExpertFilm, policy_views: Tensor) -> dict[str, float]:
-    """The autoencoder's loss on expert, held-out and policy views, for the log."""
-    views = {"heldout": expert.heldout_views, "expert": expert.train_views[:256], "policy": policy_views[:256]}
-    return {f"ae/recon_{name}": autoencoder.loss(x).item() for name, x in views.items()}
+    """The autoencoder's loss on 256 views of expert, held-out episode (if there is one) and policy, for the log."""
+    views = {"heldout": expert.heldout_views, "expert": expert.train_views, "policy": policy_views}
+    spread = {name: torch.linspace(0, len(x) - 1, 256, device=x.device).long() for name, x in views.items() if len(x)}
+    return {f"ae/recon_{name}": autoencoder.loss(views[name][index]).item() for name, index in spread.items()}
 
 
 def train(args: Args) -> dict:
@@ -1560,14 +1563,14 @@ def train(args: Args) -> dict:
     collector = PixelCollector(envs, renderer, autoencoder, predictor, args, device)
     own = PerProcess({"collector": collector, "generator": generator})
     parts = nets.parts() | {"own": own, "env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
-    progress = {"iteration": 0, "seconds": 0.0, "evaluations": [], "mean_frame": autoencoder.mean_frame.cpu().clone()}
+    progress = {"iteration": 0, "seconds": 0.0, "evaluations": []}
 
     if saved:
         run_dir = Path(resume_path).parent
-        expected = progress["mean_frame"]
+        expected = autoencoder.mean_frame.clone()
         progress = restore(parts, saved, resume_path)
-        if not torch.allclose(progress["mean_frame"], expected, atol=1e-4):
-            raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
+        if not torch.allclose(autoencoder.mean_frame, expected, atol=1e-4):
+            raise UserError(f"--resume {resume_path}: {args.demos} or OpenGL has changed since then; start a new run.")
     else:
         run_dir = gather(make_run_dir(args) if RANK == 0 else None)[0]
         if RANK > 0:  # the same networks, other noise
@@ -1655,8 +1658,8 @@ def train(args: Args) -> dict:
             if RANK == 0:
                 if nearest:
                     save_atomically(policy_with_eyes(policy), run_dir / "policy_best.pt")
-                heldout_views = expert.heldout_views
-                picture_reconstructions(autoencoder, heldout_views, policy_views, run_dir / "reconstructions.png")
+                expert_views = expert.heldout_views if len(expert.heldout_views) else expert.views
+                picture_reconstructions(autoencoder, expert_views, policy_views, run_dir / "reconstructions.png")
             bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
             counted += time.perf_counter() - clock[-1]
         rows, pressed = zip(*gather((row, ctrl_c.is_set())))
@@ -1738,6 +1741,7 @@ def evaluate_pixels_policy(args: Args) -> dict:
             f"--evaluate {args.evaluate}: damaged or of another version ({reason}); give another."
         ) from None
     threads, summary = args.threads or len(os.sched_getaffinity(0)), {}
+    torch.set_num_threads(threads)
     renderer = Renderer(policy["args"].image_size, threads)
     for name, sampled in (("mean action", False), ("sampled", True)):
         seed = args.seed + 20_000 + 10_000 * sampled

@@ -899,7 +899,7 @@ def average_gradients(optimizer: Optimizer, *_) -> None:
     dist.all_reduce(total)
     *sums, there = total.split([*(p.numel() for p in parameters), len(parameters)])
     for p, gradient, count in zip(parameters, sums, there.tolist()):
-        p.grad = (gradient / WORLD_SIZE).view_as(p) if count else None
+        p.grad = torch.empty_like(p).copy_(gradient.view(p.shape) / WORLD_SIZE) if count else None  # in p's layout
 
 
 class PerProcess:

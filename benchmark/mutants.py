@@ -134,8 +134,8 @@ MUTANTS = [
     (
         "gail_ppo",
         "gradients added over processes, not averaged",
-        "p.grad = (gradient / WORLD_SIZE).view_as(p)",
-        "p.grad = gradient.view_as(p)",
+        "copy_(gradient.view(p.shape) / WORLD_SIZE)",
+        "copy_(gradient.view(p.shape))",
     ),
     ("gail_ppo", "advantages normalized by each process alone", "whole = everyones(advantage)", "whole = advantage"),
     (

@@ -267,6 +267,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes(faithful):
         past = [own[t - 1] if t - 1 >= start else none, own[t]]
         assert torch.equal(rollout.next_obs[t, :, dim:], torch.cat(past, dim=1))
     assert views.shape == (8, 2, 3 if faithful else 1, 16, 16)
+    assert torch.allclose(script.encode_all(autoencoder, views.flatten(0, 1)), seen.flatten(0, 1)[:, -4:], atol=1e-6)
     assert torch.equal(film.memory, rollout.obs) and torch.equal(film.actions, own)
     assert torch.equal(film.ended, rollout.ended)
 
@@ -311,6 +312,33 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     ae_optimizer = torch.optim.Adam([*autoencoder.parameters(), *inverse.parameters()])
     script.update_autoencoder(autoencoder, inverse, ae_optimizer, views[0], film, 1, args, generator)
     assert all(p.grad.abs().sum() > 0 for p in [*autoencoder.parameters(), *inverse.parameters()])
+
+
+def test_stacks_longer_than_a_snippet_teach_the_inverse_model():
+    generator, count = torch.Generator().manual_seed(0), script.SNIPPET + 4
+    args = settings("--frame-stack", str(count), "--ae-batch-size", str(2 * count), "--latent-dim", "4")
+    autoencoder, views = script.Autoencoder(1, 16, 16, 4), frames_of(30, 16)
+    inverse = script.mlp([4 * count, 8, 6], torch.nn.ReLU, 1.0, generator)
+    optimizer = torch.optim.Adam([*autoencoder.parameters(), *inverse.parameters()])
+    film = film_of(views)
+    film.actions = torch.rand(30, 1, 6, generator=generator)
+    row = script.update_autoencoder(autoencoder, inverse, optimizer, views, film, 1, args, generator)
+    assert row["ae/inverse"] > 0 and all(p.grad.abs().sum() > 0 for p in inverse.parameters())
+    row = script.update_autoencoder(autoencoder, None, optimizer, views, film, 1, args, generator)
+    assert row.keys() == {"ae/loss"}  # no model, no error
+
+
+def test_reconstruction_errors_look_at_the_whole_rollout():
+    autoencoder, views = script.Autoencoder(1, 16, 16, 4), frames_of(600, 16)
+    expert = script.ExpertFilm(views, None, None, views[:300], views[:0])
+    row = script.reconstruction_errors(autoencoder, expert, views)
+    assert row.keys() == {"ae/recon_expert", "ae/recon_policy"}  # one demonstration: nothing is held out
+    changed = views.clone()
+    changed[300:] = 0  # the later half of the steps
+    with torch.no_grad():
+        expected = autoencoder.loss(changed[torch.linspace(0, 599, 256).long()]).item()
+    assert script.reconstruction_errors(autoencoder, expert, changed)["ae/recon_policy"] == pytest.approx(expected)
+    assert abs(expected - row["ae/recon_policy"]) > 0.1 * expected
 
 
 @pytest.mark.parametrize("length", [1, 2, 4])
@@ -588,6 +616,8 @@ def test_nothing_but_pixels_reaches_the_learner(tmp_path, monkeypatch):
         ["--predictor-steps", "0"],
         ["--pretrain-steps", "0"],
         ["--ae-steps", "0", "--inverse-coef", "0"],
+        ["--faithful"],
+        ["--disc-loss", "wgan", "--no-anneal-lr", "--num-demos", "1"],
     ],
 )
 def test_variants_run_and_their_policy_can_be_evaluated(tmp_path, flags, capsys):

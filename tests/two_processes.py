@@ -48,7 +48,20 @@ def halves_and_whole() -> dict[str, float]:
     g.average_gradients(torch.optim.SGD([*parameters, unused]))
     assert unused.grad is None
     gradient = max((p.grad - w).abs().max().item() for p, w in zip(parameters, whole))
-    return {"update": update, "gradient": gradient}
+
+    views = torch.randint(0, 256, (8, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    weights = []
+    for part, processes in ((views.chunk(2)[rank], 2), (views, 1)):  # channels last, as the fused step wants gradients
+        gail_pixels_ae.WORLD_SIZE = processes
+        torch.manual_seed(3)
+        autoencoder = gail_pixels_ae.Autoencoder(1, 16, 16, 4).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(autoencoder.parameters(), eps=1e-2, fused=True)  # so that rounding stays small
+        optimizer.register_step_pre_hook(gail_pixels_ae.average_gradients)
+        autoencoder.loss(part).backward()
+        optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in autoencoder.parameters()]))
+    gail_pixels_ae.WORLD_SIZE = 2
+    return {"update": update, "gradient": gradient, "convolutions": (weights[0] - weights[1]).abs().max().item()}
 
 
 def digest(script, flags: list[str]) -> str:
