@@ -119,7 +119,7 @@ class Args:
     eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
     eval_episodes: int = 100  # episodes of the final evaluation, with the mean action and again with sampled ones
     checkpoint_interval: int = 100_000  # env steps between checkpoints
-    capture_video: bool = True  # write a GIF of the policy beside the expert at the end
+    capture_video: bool = True  # write a GIF of the policy beside the expert at the end of a training
     track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
     wandb_project_name: str = "gail"  # Weights & Biases project
     wandb_entity: str = ""  # Weights & Biases team (default: yours)
@@ -168,7 +168,7 @@ class Args:
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: latents (as the predictor sees them coming), or the robot's own state"""
     faithful: bool = False
-    """one latent a stack, encoder trained by reconstruction alone, no pretraining: the document's arrangement"""
+    """one latent a stack, no pretraining, inverse model or predictor: the document's arrangement"""
     pretrain_steps: int = 2_000
     """autoencoder steps before the policy's first update, on a rollout of the untrained policy"""
     ae_steps: int = 24  # autoencoder steps after each rollout (0: frozen after the pretraining)
