@@ -164,7 +164,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
@@ -234,7 +234,7 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
+            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
@@ -798,8 +798,9 @@ def record_gif(policy: dict, path: Path, seed: int) -> None:
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
-        reason = type(error).__name__
-        raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        told = f"--capture-video: cannot render ({reason}); install libegl1 libgl1-mesa-dri or drop it."
+        raise UserError(told) from None
     act, ended = load_any_actor(policy, env.action_space.low, env.action_space.high), False
     while not ended:
         obs, _, terminated, truncated, _ = env.step(act(obs, torch.zeros(env.action_space.shape)))
@@ -852,9 +853,9 @@ def train(args: Args, quiet: bool = False) -> dict:
         log = {}
         for prefix, x in (("eval/", returns), ("eval/slow_", slow_returns)):
             log |= {f"{prefix}return_mean": x.mean().item(), f"{prefix}return_std": x.std().item()}
-            log |= {f"{prefix}vs_demos": x.mean() / demos_mean}
-            log |= {f"{prefix}fell_away": fell_away(x, demos_mean)} if demos_mean > 0 else {}
-        return log | {"eval/vs_expert": returns.mean() / expert_mean}
+            if demos_mean > 0:  # a share of nothing, or of a loss, says nothing
+                log |= {f"{prefix}vs_demos": x.mean() / demos_mean, f"{prefix}fell_away": fell_away(x, demos_mean)}
+        return log | ({"eval/vs_expert": returns.mean() / expert_mean} if expert_mean > 0 else {})
 
     bar = tqdm(total=args.gradient_steps, initial=progress["step"], unit="step", disable=True if quiet else None)
     ctrl_c = threading.Event() if quiet else watch_ctrl_c()  # the study answers Ctrl-C itself
@@ -899,7 +900,7 @@ def train(args: Args, quiet: bool = False) -> dict:
     best_step, best = max(progress["evaluations"], key=lambda pair: pair[1])
     summary |= split_losses(model, pairs) | {"best/return_mean": best, "best/step": best_step}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean}
-    if args.loss == "nll":
+    if args.loss == "nll" and demos_mean > 0:
         summary["eval/sampled_vs_demos"] = summary["eval/return_sampled_mean"] / demos_mean
     summary |= {"train_episodes": int((~held_out).sum()), "val_episodes": int(held_out.sum())}
     summary |= {"gradient_steps": args.gradient_steps, "seconds": seconds, "charts/SPS": args.gradient_steps / seconds}

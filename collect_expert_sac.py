@@ -177,7 +177,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
@@ -599,7 +599,7 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
+            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:

@@ -198,6 +198,8 @@ class Args:
         require_range(self, ["total_timesteps"], expected, lambda x: x >= needed)
         if self.cuda and not torch.cuda.is_available():
             raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if self.disc_loss == "wgan" and self.reward_form != "softplus":
+            raise UserError("--reward-form is for --disc-loss bce; WGAN's reward is its raw score; drop one of them.")
         if self.env_id != "HalfCheetah-v4":
             raise UserError(f"--env-id is {self.env_id}, but frames are of HalfCheetah-v4 alone; leave the flag out.")
 
@@ -245,7 +247,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
@@ -315,7 +317,7 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
+            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
@@ -1150,8 +1152,9 @@ def everyones(x: Tensor) -> Tensor:
     """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
     if WORLD_SIZE == 1:
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 
@@ -1409,10 +1412,10 @@ def make_run_dir(args) -> Path:
 
 
 def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
-    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and of the expert's, if known."""
+    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and the expert's, if positive."""
     mean = returns.mean().item()
     references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
-    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if math.isfinite(x)}
+    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if x > 0}
     return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
 
 
@@ -1703,10 +1706,11 @@ def finish_pixel_run(
     best = max(evaluations, key=lambda entry: entry[1])
     chosen = min(evaluations, key=lambda entry: entry[2])  # policy_best.pt, by its distance to the expert
     summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / demos_mean}
+    reference = demos_mean if demos_mean > 0 else math.nan  # a share of nothing, or of a loss, says nothing
+    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / reference}
     summary |= {"best/return_mean": best[1], "best/step": best[0]}
     summary |= {"chosen/return_mean": chosen[1], "chosen/step": chosen[0]}
-    summary |= {"steps_to_90": steps_to_fraction([entry[:2] for entry in evaluations], 0.9 * demos_mean)}
+    summary |= {"steps_to_90": steps_to_fraction([entry[:2] for entry in evaluations], 0.9 * reference)}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": frames}
     summary |= {"seconds": seconds, "charts/SPS": frames / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
@@ -1721,7 +1725,8 @@ def finish_pixel_run(
     ]
     rows += [("expert, mean action", f"{expert_mean:.0f}")]
     for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
-        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}   ({x.mean() / demos_mean:.1%} of demonstrations)")]
+        share = f"   ({x.mean() / demos_mean:.1%} of demonstrations)" if demos_mean > 0 else ""
+        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}{share}")]
     rows += [("frames to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
     rows += [("time", f"{seconds:.0f} s, {frames / seconds:,.0f} frames/s"), ("results", str(run_dir))]
     print_table(rows)

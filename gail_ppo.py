@@ -30,7 +30,7 @@ Commands (two CPU cores):
     python gail_ppo.py                                      # GAIL on stochastic-one: 80 seconds
     python gail_ppo.py --num-demos 1                        # from one episode of 100 steps
     python gail_ppo.py --reward-source combined             # env reward + GAIL reward, each normalized
-    python gail_ppo.py --reward-source env                  # plain PPO, the baseline
+    python gail_ppo.py --reward-source env                  # PPO alone (the demonstrations standardize what it sees)
     python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes with the mean action, 100 sampled
     python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped, bit for bit
     torchrun --standalone --nproc-per-node 2 gail_ppo.py    # two processes; README
@@ -153,6 +153,8 @@ class Args:
         require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
         if self.cuda and not torch.cuda.is_available():
             raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if self.disc_loss == "wgan" and self.reward_form != "softplus":
+            raise UserError("--reward-form is for --disc-loss bce; WGAN's reward is its raw score; drop one of them.")
         if self.burn_in_steps and self.reward_source == "env":
             raise UserError("--burn-in-steps trains the discriminator, but --reward-source env has none; drop one.")
         if self.reward_source == "combined" and not self.normalize_reward:
@@ -192,7 +194,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
@@ -262,7 +264,7 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
+            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
@@ -584,9 +586,9 @@ class Collector:
         return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
 
     def load_state_dict(self, saved: dict) -> None:
+        self.finished.extend(saved["finished"])
         if saved["envs"]:  # otherwise the environments could not be saved: keep the fresh episodes
             self.envs.load_state_dict(saved["envs"])
-            self.finished.extend(saved["finished"])
             for name in ("obs", "episode_return", "episode_length"):
                 setattr(self, name, saved[name].numpy())
 
@@ -695,7 +697,8 @@ def load_actor(policy: dict) -> typing.Callable[[np.ndarray], tuple[Tensor, Tens
 
     @torch.inference_mode()
     def act(obs: np.ndarray) -> tuple[Tensor, Tensor]:
-        x = standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"])
+        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
+        x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
         mean, log_std = actor(x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -758,8 +761,9 @@ def everyones(x: Tensor) -> Tensor:
     """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
     if WORLD_SIZE == 1:
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 
@@ -960,8 +964,9 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
-        reason = type(error).__name__
-        raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        told = f"--capture-video: cannot render ({reason}); install libegl1 libgl1-mesa-dri or drop it."
+        raise UserError(told) from None
     act, ended = load_actor(policy), False
     while not ended:
         action = np.clip(act(obs)[0].numpy(), env.action_space.low, env.action_space.high)
@@ -1000,10 +1005,10 @@ def check_dimensions(demos: Demos, envs, path: str) -> None:
 
 
 def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
-    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and of the expert's, if known."""
+    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and the expert's, if positive."""
     mean = returns.mean().item()
     references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
-    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if math.isfinite(x)}
+    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if x > 0}
     return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
 
 
@@ -1092,7 +1097,7 @@ def train(args: Args) -> dict:
     num_iterations = args.total_timesteps // batch_size
     first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
     bar = tqdm(total=last_step, initial=first_step, unit="step", disable=RANK > 0 or None)
-    ctrl_c = watch_ctrl_c()
+    ctrl_c, warned = watch_ctrl_c(), ""
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         if args.anneal_lr:
@@ -1123,9 +1128,9 @@ def train(args: Args) -> dict:
         row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if iteration == RANK == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
-            warning = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
-            bar.write(warning, file=sys.stderr)
+        if rollout.terminated.any() and args.normalize_reward and args.center_reward and not warned:
+            warned = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
+            bar.write(warned, file=sys.stderr) if RANK == 0 else None
         if crossed(step, batch_size, args.eval_interval) or last:
             returns = evaluate(current_policy(), 20, False, args.seed + 10_000, mine.threads)
             row |= return_metrics(returns, demos)
@@ -1163,8 +1168,9 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     evaluations, seconds = progress["evaluations"], progress["seconds"]
     env_steps, best = evaluations[-1][0], max(evaluations, key=lambda pair: pair[1])
     summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / demos_mean, "best/return_mean": best[1]}
-    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean)}
+    reference = demos_mean if demos_mean > 0 else math.nan  # a share of nothing, or of a loss, says nothing
+    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / reference, "best/return_mean": best[1]}
+    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * reference)}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": env_steps}
     summary |= {"seconds": seconds, "charts/SPS": env_steps / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
@@ -1175,7 +1181,8 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
     rows += [("expert, mean action", f"{expert_mean:.0f}")]
     for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
-        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}   ({x.mean() / demos_mean:.1%} of demonstrations)")]
+        share = f"   ({x.mean() / demos_mean:.1%} of demonstrations)" if demos_mean > 0 else ""
+        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}{share}")]
     rows += [("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
     rows += [("time", f"{seconds:.0f} s, {env_steps / seconds:,.0f} steps/s"), ("results", str(run_dir))]
     print_table(rows)

@@ -124,7 +124,8 @@ class Args:
     discriminator: Literal["mlp", "transformer"] = "mlp"  # network that reads the window
     use_actions: bool = False  # show the discriminator the action that led to each state as well
     look_ahead: bool = False
-    """EXPERIMENT: reward step t by the N states that follow it, the variant that breaks credit assignment"""
+    """EXPERIMENT: reward step t by the N states that follow it, the variant that breaks credit assignment; for rollouts
+    that end with an episode, since at either end the last state is repeated"""
 
     reward_source: Literal["gail", "env", "combined"] = "gail"
     """what PPO maximizes: the discriminator's reward, the environment's, or the sum of both, each normalized"""
@@ -155,6 +156,8 @@ class Args:
         require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
         if self.cuda and not torch.cuda.is_available():
             raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
+        if self.disc_loss == "wgan" and self.reward_form != "softplus":
+            raise UserError("--reward-form is for --disc-loss bce; WGAN's reward is its raw score; drop one of them.")
         if self.discriminator == "transformer":
             heads = TransformerDiscriminator.heads
             require_range(
@@ -197,7 +200,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
@@ -267,7 +270,7 @@ def load_demos(
         array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
         if array is not None:
             fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fb", f"'{name}' is {found}, expected {count} rows of numbers")
+            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
         if name in ("observations", *required):
             require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
     if not 0 <= num_demos <= episodes:
@@ -563,7 +566,7 @@ class History:
         return Stream(tokens, next_tokens, start, end, steps)
 
     def state_dict(self) -> dict:
-        return {"tokens": self.tokens, "age": self.age, "action": self.action}
+        return {"tokens": self.tokens.cpu(), "age": self.age.cpu(), "action": self.action.cpu()}
 
     def load_state_dict(self, saved: dict) -> None:
         self.tokens, self.age, self.action = (saved[name].to(self.age.device) for name in ("tokens", "age", "action"))
@@ -719,9 +722,9 @@ class Collector:
         return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
 
     def load_state_dict(self, saved: dict) -> None:
+        self.finished.extend(saved["finished"])
         if saved["envs"]:  # otherwise the environments could not be saved: keep the fresh episodes
             self.envs.load_state_dict(saved["envs"])
-            self.finished.extend(saved["finished"])
             for name in ("obs", "episode_return", "episode_length"):
                 setattr(self, name, saved[name].numpy())
 
@@ -819,7 +822,8 @@ def load_actor(policy: dict) -> typing.Callable[[np.ndarray], tuple[Tensor, Tens
 
     @torch.inference_mode()
     def act(obs: np.ndarray) -> tuple[Tensor, Tensor]:
-        x = standardize(torch.as_tensor(obs, dtype=torch.float32), policy["obs_mean"], policy["obs_std"])
+        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
+        x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
         mean, log_std = actor(x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -882,8 +886,9 @@ def everyones(x: Tensor) -> Tensor:
     """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
     if WORLD_SIZE == 1:
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 
@@ -1084,8 +1089,9 @@ def record_video(policy: dict, path: Path, seed: int) -> None:
         obs, _ = env.reset(seed=seed)
         frames = [env.render()]
     except Exception as error:  # GL libraries fail in many ways
-        reason = type(error).__name__
-        raise UserError(f"--capture-video: no OpenGL ({reason}); install libegl1 libgl1-mesa-dri or drop it.") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        told = f"--capture-video: cannot render ({reason}); install libegl1 libgl1-mesa-dri or drop it."
+        raise UserError(told) from None
     act, ended = load_actor(policy), False
     while not ended:
         action = np.clip(act(obs)[0].numpy(), env.action_space.low, env.action_space.high)
@@ -1124,10 +1130,10 @@ def check_dimensions(demos: Demos, envs, path: str) -> None:
 
 
 def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
-    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and of the expert's, if known."""
+    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and the expert's, if positive."""
     mean = returns.mean().item()
     references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
-    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if math.isfinite(x)}
+    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if x > 0}
     return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
 
 
@@ -1171,6 +1177,7 @@ def train(args: Args) -> dict:
         raise UserError(f"--seq-len is {args.seq_len}, but the shortest demonstration has {shortest} steps; lower it.")
     max_episode_steps, demos_mean = demos.metadata["max_episode_steps"], demos.returns.mean()
     envs = make_envs(args.env_id, mine.num_envs, max_episode_steps, own_seed, mine.threads)
+    demos.actions = demos.actions if args.use_actions else None  # those of another body do no harm
     check_dimensions(demos, envs, args.demos)
 
     # What D learns from: windows of standardized states, cut by the function that cuts the policy's.
@@ -1224,7 +1231,7 @@ def train(args: Args) -> dict:
     num_iterations = args.total_timesteps // batch_size
     first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
     bar = tqdm(total=last_step, initial=first_step, unit="step", disable=RANK > 0 or None)
-    ctrl_c = watch_ctrl_c()
+    ctrl_c, warned = watch_ctrl_c(), ""
     counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
     for iteration in range(progress["iteration"], num_iterations):
         if args.anneal_lr:
@@ -1256,9 +1263,9 @@ def train(args: Args) -> dict:
         row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         if collector.finished:
             row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if iteration == RANK == 0 and rollout.terminated.any() and args.normalize_reward and args.center_reward:
-            warning = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
-            bar.write(warning, file=sys.stderr)
+        if rollout.terminated.any() and args.normalize_reward and args.center_reward and not warned:
+            warned = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
+            bar.write(warned, file=sys.stderr) if RANK == 0 else None
         if crossed(step, batch_size, args.eval_interval) or last:
             returns = evaluate(current_policy(), 20, False, args.seed + 10_000, mine.threads)
             row |= return_metrics(returns, demos)
@@ -1296,8 +1303,9 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     evaluations, seconds = progress["evaluations"], progress["seconds"]
     env_steps, best = evaluations[-1][0], max(evaluations, key=lambda pair: pair[1])
     summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / demos_mean, "best/return_mean": best[1]}
-    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * demos_mean)}
+    reference = demos_mean if demos_mean > 0 else math.nan  # a share of nothing, or of a loss, says nothing
+    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / reference, "best/return_mean": best[1]}
+    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * reference)}
     summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": env_steps}
     summary |= {"seconds": seconds, "charts/SPS": env_steps / seconds}
     summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
@@ -1308,7 +1316,8 @@ def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger
     rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
     rows += [("expert, mean action", f"{expert_mean:.0f}")]
     for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
-        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}   ({x.mean() / demos_mean:.1%} of demonstrations)")]
+        share = f"   ({x.mean() / demos_mean:.1%} of demonstrations)" if demos_mean > 0 else ""
+        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}{share}")]
     rows += [("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
     rows += [("time", f"{seconds:.0f} s, {env_steps / seconds:,.0f} steps/s"), ("results", str(run_dir))]
     print_table(rows)

@@ -197,7 +197,7 @@ def require_range(args, names: list[str], expected: str, accepts) -> None:
     """Raise UserError unless every named number in args is finite and accepted."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accepts(value)):
+        if not (abs(value) < math.inf and accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
 
 
