@@ -539,6 +539,50 @@ def test_evaluation_is_frozen_and_repeatable(tmp_path):
     assert (g.evaluate(policy, 5, False, seed=3) != first).all()  # the same starts without noise
 
 
+def test_evaluation_of_episodes_that_end_early_counts_each_step_once():
+    """Against gymnasium, one episode after another."""
+    agent = g.Agent(11, 3, 8, torch.Generator().manual_seed(0))
+    agent.actor[-1].weight.data.mul_(30)  # actions that differ, so that episodes end at different steps
+    policy = g.export_policy(agent, torch.zeros(11), torch.ones(11), "Hopper-v4", 60)
+    act, env, expected, lengths = g.load_actor(policy), gym.make("Hopper-v4", max_episode_steps=60), [], set()
+    for i in range(5):
+        obs, _ = env.reset(seed=7 + i)
+        total, ended, steps = 0.0, False, 0
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(np.clip(act(obs[None])[0][0].numpy(), -1, 1))
+            total, steps, ended = total + reward, steps + 1, terminated or truncated
+        expected.append(total)
+        lengths.add(steps)
+    assert len(lengths) > 1
+    assert np.allclose(g.evaluate(policy, 5, False, 7), expected, rtol=1e-4)
+
+
+def test_flags_reach_the_loop(tmp_path):
+    """D rests between its updates, burns in once, and the step size falls linearly, or not at all."""
+    flags = ["--num-envs", "4", "--total-timesteps", "3200", "--disc-interval", "3"]
+    run(tmp_path, "a", *flags, "--burn-in-steps", "5")
+    rows = rows_of(tmp_path / "a")[:8]
+    assert [bool(row["disc/loss"]) for row in rows] == [i % 3 == 0 for i in range(8)]
+    assert [float(row["charts/learning_rate"]) for row in rows] == pytest.approx([2e-3 * (1 - i / 8) for i in range(8)])
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    assert saved["disc_optimizer"]["state"][0]["step"] == 5 + 3 * 4  # three updates of --disc-steps 4
+    run(tmp_path, "b", *flags, "--no-anneal-lr")
+    assert {row["charts/learning_rate"] for row in rows_of(tmp_path / "b")[:8]} == {"0.002"}
+
+
+@pytest.mark.parametrize("reward", [0.0, -1.0, None])
+def test_no_share_of_demonstrations_that_earn_nothing(tmp_path, demo_file, capsys, reward):
+    steps = 12
+    rewards = None if reward is None else np.full(steps, reward, np.float32)
+    metadata = {"format_version": 1, "env_id": "HalfCheetah-v4", "max_episode_steps": 100, "expert_return_mean": 0}
+    path = demo_file(rewards=rewards, metadata=json.dumps(metadata))
+    run(tmp_path, "a", "--demos", path, "--num-envs", "4", "--total-timesteps", "1600")
+    shown, summary = capsys.readouterr().out, json.loads((tmp_path / "a/summary.json").read_text())
+    assert "policy, mean action" in shown and "of demonstrations" not in shown
+    assert not {"eval/vs_demos", "eval/vs_expert", "eval/sampled_vs_demos"} & summary.keys()
+    assert summary["steps_to_90"] is None
+
+
 def test_gail_beats_a_third_of_the_demonstrations_in_150k_steps(tmp_path):
     flags = ["--total-timesteps", "150000", "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "learn"]
     g.main([*flags, "--anneal-lr=False", "--eval-episodes", "20"])

@@ -77,6 +77,30 @@ def test_windows_equal_a_slow_loop_across_episodes_and_rollouts(seq_len, rollout
     assert torch.equal(windows, slow_windows(states, actions, seq_len, use_actions))
 
 
+@pytest.mark.parametrize("trial", range(12))
+def test_windows_of_environments_of_different_ages_equal_a_slow_loop(trial):
+    """Several environments, each with episodes of its own, six rollouts: windows, and the transformer's banded pass."""
+    generator, use_actions, envs = torch.Generator().manual_seed(trial), trial % 2 == 1, 3
+    seq_len, rollout_steps = torch.randint(1, 9, (2,), generator=generator).tolist()
+    steps, columns, expected = 6 * rollout_steps, [], []
+    for env in range(envs):
+        lengths = torch.randint(1, 14, (steps,), generator=generator).tolist()
+        states, actions, ((*columns_of_one,),) = play(lengths, sum(lengths), seed=100 * trial + env)
+        expected.append(slow_windows(states, actions, seq_len, use_actions)[:steps])
+        columns.append([x[:steps] for x in columns_of_one])
+    expected = torch.stack(expected, dim=1)
+    columns = [torch.cat(column, dim=1).split(rollout_steps) for column in zip(*columns)]
+    history = s.History(seq_len, use_actions, 2, 1, envs, "cpu")
+    disc = s.TransformerDiscriminator(2 + use_actions, seq_len, 16, generator).double()
+    with torch.no_grad():
+        disc.distance_bias.normal_(generator=generator)
+    for rollout, wanted in zip(zip(*columns), expected.split(rollout_steps)):
+        stream = history.stream(*rollout)
+        assert torch.equal(s.make_windows(stream, seq_len), wanted)
+        stream.tokens, stream.next_tokens = stream.tokens.double(), stream.next_tokens.double()
+        torch.testing.assert_close(disc.score(stream), disc(wanted.double()))
+
+
 def test_look_ahead_windows_equal_a_slow_loop():
     states, actions, rollouts = play([5, 3, 9], 100)
     stream = s.History(4, False, 2, 1, 1, "cpu").stream(*rollouts[0])

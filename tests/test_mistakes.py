@@ -55,6 +55,8 @@ TABLE = [
     ((*GAIL, "toy_pointnav"), "--disc-batch-size -1", "--disc-batch-size is -1"),
     (("gail_ppo", "gail_pixels_ae", "toy_pointnav"), "--disc-batch-size 0", "--disc-batch-size is 0"),
     ((*GAIL, "toy_pointnav"), "--disc-hidden-size 0", "--disc-hidden-size is 0"),
+    (GAIL, "--disc-loss wgan --reward-form logit", "--reward-form is for --disc-loss bce"),
+    (ALL, f"--seed {'9' * 400}", "expected a number from 0 to 2147483647"),
     ((*GAIL, "toy_pointnav"), "--disc-learning-rate 0", "--disc-learning-rate is 0.0"),
     ((*GAIL, "toy_pointnav"), "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
     ((*GAIL, "toy_pointnav"), "--disc-ent-coef -1", "--disc-ent-coef is -1.0"),
