@@ -837,7 +837,10 @@ def train(args: Args, quiet: bool = False) -> dict:
     sizes = [envs.obs_dim, *[args.hidden_size] * args.hidden_layers, envs.action_dim]
     model = Cloner(sizes, envs, args.loss == "nll", generator).to(device)
     slow = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    groups = [{"params": model.net.parameters(), "weight_decay": args.weight_decay}]
+    if model.log_std is not None:  # a decay to 0 would pull the standard deviation to 1
+        groups.append({"params": [model.log_std], "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
     parts = {"model": model, "slow": slow, "optimizer": optimizer, "generator": generator}
     progress = {"step": 0, "seconds": 0.0, "evaluations": []}  # of (gradient step, mean return with the mean action)
     if saved:
@@ -956,8 +959,8 @@ def study_cells(args: Args, folder: Path) -> list[tuple[str, Args]]:
     if args.study_wide:
         plan.append((WIDE_LEVEL, WIDE, 0))
     cells, no_study = [], {x.name: x.default for x in dataclasses.fields(Args) if x.name.startswith("study")}
-    for level, width, k in sorted(plan, key=lambda cell: -cell[1]):
-        demos = str(Path(args.demos).with_name(f"{args.env_id.lower()}_sac_{level}.npz"))
+    for level, width, k in sorted(dict.fromkeys(plan), key=lambda cell: -cell[1]):
+        demos = str(Path(args.demos).with_name(f"{args.env_id.lower().replace('/', '-')}_sac_{level}.npz"))
         settings = {"demos": demos, "hidden_size": width, "seed": args.seed + k, "threads": 1}
         settings |= {"output_dir": str(folder), "run_name": cell_name(level, width, args.seed + k)}
         cells.append((level, dataclasses.replace(args, **no_study, **settings)))

@@ -66,7 +66,7 @@ from tqdm import tqdm
 
 FORMAT_VERSION = 1
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-LOG_INTERVAL = 10_000  # env steps between rows of metrics.csv
+LOG_INTERVAL = 10_000  # env steps between rows of metrics.csv, or less if evaluations or checkpoints want it
 PICKLE_KEYS = ("state", "action", "reward")
 NOISE_LEVELS = {"deterministic": 0.0, "stochastic-half": 0.5, "stochastic-one": 1.0, "stochastic-one_five": 1.5}
 NOISE_LEVELS |= {"stochastic-two": 2.0}  # multiples of the policy's own standard deviation
@@ -85,7 +85,7 @@ class Train:
     resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
     eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
     checkpoint_interval: int = 200_000
-    """env steps between checkpoints (each holds the replay buffer: about 164 MB for a million steps)"""
+    """env steps between checkpoints (each holds the replay buffer: about 168 MB for a million steps)"""
     track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
     wandb_project_name: str = "gail"  # Weights & Biases project
     wandb_entity: str = ""  # Weights & Biases team (default: yours)
@@ -122,7 +122,7 @@ class Collect:
     expert: str = "data/expert.pt"  # policy.pt of an expert that `train` saved
     output_dir: str = "data"  # folder that receives the five .npz files
     episodes: int = 50  # episodes in each set
-    seed: int = 1  # seed of the episodes; each set has environments and noise of its own
+    seed: int = 1  # seed of the episodes; each set has noise of its own
 
 
 @dataclass
@@ -474,6 +474,8 @@ def record_episodes(policy: dict, noise_scale: float, episodes: int, seed: int) 
         truncated_at_all |= truncated & running
         running = running & ~(terminated | truncated)
     actions, rewards, running = (np.stack(column) for column in zip(*steps))  # (T, E, ...)
+    if not np.isfinite(actions).all():
+        raise ValueError("actions that are not finite")
     lengths = running.sum(0)
     shown = np.arange(len(states)) <= lengths[:, None]  # (E, T + 1): the final state of an episode belongs to it
     fields = zip(("observations", "qpos", "qvel"), (np.stack(column, 1)[shown] for column in zip(*states)))
@@ -514,14 +516,17 @@ def record_sets(policy: dict, folder: Path, episodes: int, seed: int) -> dict[st
     expert_returns = returns_of(record_episodes(policy, 0.0, 100, seed + 1000))
     tensors = [*policy["weights"].values(), policy["obs_mean"], policy["obs_std"]]
     sha256 = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
-    returns = {"expert": expert_returns}  # of the mean action, over 100 episodes
+    returns, sets = {"expert": expert_returns}, []  # of the mean action, over 100 episodes
     for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
         arrays = record_episodes(policy, noise_scale, episodes, seed + 50_000 + i)  # no training starts from these
         returns[level] = returns_of(arrays)
         metadata = {name: policy[name] for name in ("env_id", "max_episode_steps")}
         metadata |= {"noise_scale": noise_scale, "seed": seed + 50_000 + i, "expert_sha256": sha256}
         metadata |= {"expert_return_mean": expert_returns.mean(), "expert_return_std": expert_returns.std()}
-        save_demos(folder / f"{policy['env_id'].lower()}_sac_{level}.npz", arrays, metadata)
+        sets.append((folder / f"{policy['env_id'].lower().replace('/', '-')}_sac_{level}.npz", arrays, metadata))
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in sets:  # once all are there: who interrupts keeps the old ones
+        save_demos(*one)
     return returns
 
 
@@ -640,9 +645,11 @@ def pickle_to_arrays(path: str) -> dict[str, np.ndarray]:
         columns = [[np.array([x[key] for x in steps], np.float64) for key in PICKLE_KEYS] for steps in trajectories]
         lengths = np.array([len(reward) for _, _, reward in columns], np.int64)
         envs = BatchHalfCheetah(len(columns), 1000, 0, 1)
-        for states, actions, _ in columns:
-            if states.shape[1:] != (envs.obs_dim,) or actions.shape[1:] != (envs.action_dim,):
-                raise ValueError("expected states of 17 numbers and actions of 6")
+        for states, actions, rewards in columns:
+            if states.shape[1:] != (envs.obs_dim,) or actions.shape[1:] != (envs.action_dim,) or rewards.ndim != 1:
+                raise ValueError("expected states of 17 numbers, actions of 6 and rewards of one")
+            if not all(np.isfinite(column).all() for column in (states, actions, rewards)):
+                raise ValueError("expected finite numbers")
     except Exception as error:  # a pickle can fail in any way
         raise UserError(f"--source {path}: no HalfCheetah-v4 trajectories ({error}); give an author's .pkl.") from None
     envs.reset()
@@ -666,9 +673,9 @@ def convert(args: Convert) -> None:
     source, target = Path(args.source), Path(args.target)
     if {source.suffix, target.suffix} != {".pkl", ".npz"}:
         raise UserError(f"--source {source} and --target {target}: expected one .pkl and one .npz; rename them.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".pkl":
         arrays = pickle_to_arrays(args.source)
+        target.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": int(arrays["lengths"].max()), "noise_scale": None}
         save_demos(target, arrays, metadata)
     else:
@@ -678,8 +685,8 @@ def convert(args: Convert) -> None:
         for states, actions, rewards in zip(*columns):
             steps = zip(states, actions, rewards, np.arange(len(rewards)) == len(rewards) - 1)
             trajectories.append([dict(zip((*PICKLE_KEYS, "done"), step)) for step in steps])
-        with open(target, "wb") as file:
-            pickle.dump(trajectories, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(pickle.dumps(trajectories))
     print(f"wrote {target}")
 
 
@@ -688,7 +695,7 @@ def inspect(args: Inspect) -> None:
     demos = load_demos(args.demos, None, 0, np.random.default_rng(), ("actions", "rewards"))
     returns, metadata = demos.returns, demos.metadata
     rows = [("file", args.demos)]
-    rows += [("environment", f"{metadata['env_id']}, at most {metadata['max_episode_steps']} steps an episode")]
+    rows += [("environment", f"{metadata.get('env_id')}, at most {metadata['max_episode_steps']} steps an episode")]
     rows += [("episodes", f"{len(returns)}, of {demos.lengths.min()} to {demos.lengths.max()} steps")]
     spread = f"{returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}"
     ends = f"termination {demos.terminated.sum()}, time limit {demos.truncated.sum()}"
@@ -708,7 +715,10 @@ def inspect(args: Inspect) -> None:
     right.violinplot(list(demos.actions.T), showextrema=False)
     right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
     Path(args.figure).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.figure, dpi=120)
+    try:
+        figure.savefig(args.figure, dpi=120)
+    except ValueError as error:
+        raise UserError(f"--figure {args.figure}: {str(error).splitlines()[0]}; name a .png.") from None
     print(f"figure: {args.figure}")
 
 
@@ -883,11 +893,11 @@ def train(args: Train) -> dict:
 
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", disable=None)
     clock, log, last_row = time.perf_counter(), [], step
-    ctrl_c = watch_ctrl_c()
+    ctrl_c, log_interval = watch_ctrl_c(), min(LOG_INTERVAL, args.eval_interval, args.checkpoint_interval)
     while step < args.total_timesteps:
         # Act: uniformly at first, then by the policy.
         noise = torch.randn((args.num_envs, envs.action_dim), generator=generator).to(device)
-        if step < args.learning_starts:
+        if step <= args.learning_starts:
             action = torch.rand(noise.shape, generator=generator).numpy() * 2 - 1
         else:
             with torch.inference_mode():
@@ -915,7 +925,7 @@ def train(args: Train) -> dict:
                 batch = buffer.sample(args.batch_size, generator)
                 log.append(update(learner, batch, args.gamma, args.tau, generator))
 
-        if crossed(step, args.num_envs, LOG_INTERVAL):
+        if crossed(step, args.num_envs, log_interval):
             seconds += time.perf_counter() - clock
             row = {"global_step": step, "charts/SPS": int(step / seconds)}
             row["charts/learning_rate"] = learner.actor_optimizer.param_groups[0]["lr"]
@@ -943,6 +953,7 @@ def train(args: Train) -> dict:
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds += time.perf_counter() - clock
+    stop_if_not_finite({"a loss": torch.stack(log).mean().item()} if log else {}, step, run_dir)
     checkpoint()
 
     policy = export_expert(learner.actor, buffer, args)
@@ -969,7 +980,6 @@ def collect(args: Collect) -> None:
     require_range(args, ["episodes"], "greater than 0", lambda x: x > 0)
     require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
     policy = load_saved(args.expert, "--expert", {"kind": "tanh_gaussian"})
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:
         returns = record_sets(policy, Path(args.output_dir), args.episodes, args.seed)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

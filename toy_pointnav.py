@@ -158,8 +158,8 @@ class Args:
         may_be_zero = "gamma gae_lambda noise_std ent_coef vf_coef cg_damping grad_penalty_coef disc_ent_coef"
         check_numbers(self, may_be_zero)
         rollout = self.num_envs * self.num_steps
-        expected = f"of at most {rollout}, the steps of a rollout (num-envs x num-steps)"
-        require_range(self, ["num_minibatches"], expected, lambda x: x <= rollout)
+        expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
+        require_range(self, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
         expected = f"of {rollout} or more, one rollout (num-envs x num-steps)"
         require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
 
@@ -407,15 +407,10 @@ def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-def one_hot(actions: Tensor, num_actions: int) -> Tensor:
-    """(...) int -> (..., num_actions) float32 with a single 1."""
-    return F.one_hot(actions, num_actions).float()
-
-
 def disc_input(obs: Tensor, actions: Tensor) -> Tensor:
     """Standardized observations (..., 2) beside the executed action: one-hot (...) moves, or (..., 2) velocities."""
     if not actions.is_floating_point():
-        actions = one_hot(actions, len(MOVES))
+        actions = F.one_hot(actions, len(MOVES)).float()
     return torch.cat([obs, actions], dim=-1)
 
 
@@ -1061,7 +1056,7 @@ def train(args: Args) -> dict:
     demos = play_episodes(expert_act, args.expert_episodes, args.seed + 1000, args.continuous, args.noise_std)
     demo_obs, demo_actions, _ = demos.pairs()
     demo_obs = torch.as_tensor(demo_obs, dtype=torch.float32)
-    obs_mean, obs_std = demo_obs.mean(0), demo_obs.std(0) + 1e-3
+    obs_mean, obs_std = demo_obs.mean(0), demo_obs.std(0).nan_to_num() + 1e-3  # a single step has no spread
     demo_actions = torch.as_tensor(demo_actions, dtype=torch.float32 if args.continuous else torch.int64)
     expert = disc_input(standardize(demo_obs, obs_mean, obs_std), demo_actions)
 

@@ -127,6 +127,16 @@ def test_losses_are_their_definitions():
         assert bc.cloning_loss(model, obs, actions).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_weight_decay_leaves_the_standard_deviation_alone(tmp_path, demo_file, monkeypatch):
+    """Without a gradient only the decay moves a parameter."""
+    made, adamw = [], torch.optim.AdamW
+    monkeypatch.setattr(bc.torch.optim, "AdamW", lambda *args, **kw: made.append(adamw(*args, **kw)) or made[-1])
+    run(tmp_path, "a", "--loss", "nll", "--weight-decay", "0.3", "--gradient-steps", "2")
+    groups = made[0].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert [p.shape for p in groups[1]["params"]] == [(6,)] and len(groups[0]["params"]) == 6
+
+
 def test_likelihood_is_highest_at_the_residuals_standard_deviation():
     generator = torch.Generator().manual_seed(0)
     model = bc.Cloner([17, 8, 6], Bounds, True, generator)

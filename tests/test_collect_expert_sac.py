@@ -4,12 +4,14 @@ import csv
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_demo_fields
 
+import bc
 import collect_expert_sac as c
 
 TINY = ["train", "--total-timesteps", "20000", "--num-envs", "16", "--learning-starts", "2000", "--threads", "1"]
@@ -188,6 +190,73 @@ def test_noise_scales_differ_and_zero_is_repeatable():
     again = c.record_episodes(small_policy(), 0.0, 2, seed=1)["actions"]
     np.testing.assert_array_equal(quiet, again)
     assert np.abs(loud).mean() > np.abs(quiet).mean()
+
+
+def test_recorded_actions_are_the_experts_on_what_was_recorded():
+    """As bc.py reads the same policy; and actions fill the environment's bounds, whatever they are."""
+    policy = small_policy()
+    arrays = c.record_episodes(policy, 0.0, 3, seed=0)
+    before = np.delete(arrays["observations"], np.cumsum(arrays["lengths"] + 1) - 1, axis=0)
+    act = bc.load_any_actor(policy, -np.ones(6), np.ones(6))
+    np.testing.assert_allclose(arrays["actions"], act(before, torch.zeros(len(before), 6)), atol=1e-5)
+    bounds = SimpleNamespace(action_low=np.array([-2.0, 0.0]), action_high=np.array([4.0, 1.0]))
+    assert c.scale_action(np.array([[-1.0, 1.0], [0.0, 0.0]]), bounds).tolist() == [[-2.0, 1.0], [1.0, 0.5]]
+
+
+def test_each_set_has_the_noise_that_it_is_named_after(tmp_path, monkeypatch):
+    record, scales = c.record_episodes, []
+    monkeypatch.setattr(c, "record_episodes", lambda *args: scales.append(args[1]) or record(*args))
+    c.record_sets(small_policy(), tmp_path / "new", 2, 1)
+    assert scales == [0.0, *c.NOISE_LEVELS.values()]  # the expert's own return comes first
+    for level, scale in c.NOISE_LEVELS.items():
+        path = tmp_path / f"new/halfcheetah-v4_sac_{level}.npz"
+        assert c.load_demos(str(path), None, 0, np.random.default_rng(), ()).metadata["noise_scale"] == scale
+
+
+def test_an_expert_that_has_diverged_records_nothing(tmp_path, capsys):
+    policy = small_policy()
+    policy["weights"]["0.weight"] *= math.nan
+    torch.save(policy, tmp_path / "policy.pt")
+    flags = ["--expert", str(tmp_path / "policy.pt"), "--output-dir", str(tmp_path / "sets")]
+    assert "damaged" in mistake(capsys, "collect", *flags) and not (tmp_path / "sets").exists()
+
+
+def test_training_remembers_true_ends_and_acts_on_standardized_observations(tmp_path, monkeypatch):
+    added, seen, add, sample = [], [], c.ReplayBuffer.add, c.sample_action
+
+    def noted_add(self, **step):
+        added.append({name: np.array(value) for name, value in step.items()} | {"buffer": self})
+        add(self, **step)
+
+    def noted_sample(actor, x, *args):
+        if len(x) == 16:  # the environments'; minibatches have 32
+            seen.append((len(added), x.clone()))
+        return sample(actor, x, *args)
+
+    monkeypatch.setattr(c.ReplayBuffer, "add", noted_add)
+    monkeypatch.setattr(c, "sample_action", noted_sample)
+    monkeypatch.setattr(c, "record_sets", lambda *args: dict.fromkeys(["expert", *c.NOISE_LEVELS], np.zeros(1)))
+    flags = ["--total-timesteps", "4800", "--eval-interval", "100000", "--checkpoint-interval", "100000"]
+    c.main([*TINY, *flags, "--output-dir", str(tmp_path), "--run-name", "a"])
+    for t, (step, following) in enumerate(zip(added, added[1:])):
+        continues = np.allclose(step["next_obs"], following["obs"])
+        assert continues == ((t + 1) % 100 != 0) and not step["terminated"].any()  # a time limit ends no episode
+    buffer = added[-1]["buffer"]
+    mean, std = buffer.obs_mean.numpy(), buffer.obs_std.numpy()
+    assert len(seen) > 100 and std.min() < 0.5
+    for t, x in seen:
+        np.testing.assert_allclose(x.numpy(), (added[t]["obs"] - mean) / std, atol=1e-3)
+
+
+def test_short_intervals_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(c, "record_sets", lambda *args: dict.fromkeys(["expert", *c.NOISE_LEVELS], np.zeros(1)))
+    flags = ["--total-timesteps", "4800", "--eval-interval", "1600", "--checkpoint-interval", "1600"]
+    c.main([*TINY, *flags, "--output-dir", str(tmp_path), "--run-name", "a"])
+    assert [row["global_step"] for row in rows_of(tmp_path / "a") if row["eval/return_mean"]] == [
+        "1600",
+        "3200",
+        "4800",
+    ]
 
 
 def test_recording_an_environment_that_can_terminate():

@@ -180,14 +180,12 @@ def test_played_episodes_equal_a_plain_loop():
 # Networks and distributions
 
 
-def test_one_hot_and_the_discriminators_input():
+def test_the_discriminators_input():
     actions = torch.tensor([[0, 4], [2, 1]])
-    encoded = t.one_hot(actions, 5)
-    assert encoded.shape == (2, 2, 5) and (encoded.sum(-1) == 1).all()
-    assert (encoded.argmax(-1) == actions).all()
     obs = torch.randn(2, 2, 2)
     pair = t.disc_input(obs, actions)
-    assert (pair[..., :2] == obs).all() and (pair[..., 2:] == encoded).all()
+    assert pair.shape == (2, 2, 2 + 5) and (pair[..., :2] == obs).all()
+    assert (pair[..., 2:].sum(-1) == 1).all() and (pair[..., 2:].argmax(-1) == actions).all()
     assert (t.disc_input(obs, obs + 1)[..., 2:] == obs + 1).all()
 
 
