@@ -137,6 +137,16 @@ def test_weight_decay_leaves_the_standard_deviation_alone(tmp_path, demo_file, m
     assert [p.shape for p in groups[1]["params"]] == [(6,)] and len(groups[0]["params"]) == 6
 
 
+def test_the_slow_policy_is_the_slow_one(tmp_path):
+    run(tmp_path, "a")
+    fast, slow = (
+        torch.load(tmp_path / f"a/{name}.pt", weights_only=True)["weights"] for name in ("policy", "policy_slow")
+    )
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    assert all(torch.equal(slow[name], saved["slow"][f"net.{name}"]) for name in slow)
+    assert not any(torch.equal(slow[name], fast[name]) for name in slow)
+
+
 def test_likelihood_is_highest_at_the_residuals_standard_deviation():
     generator = torch.Generator().manual_seed(0)
     model = bc.Cloner([17, 8, 6], Bounds, True, generator)

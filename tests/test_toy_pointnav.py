@@ -462,6 +462,23 @@ def test_options_run(tmp_path, no_figures, flags):
     assert math.isfinite(run(tmp_path, "options", *flags)["eval/return_mean"])
 
 
+def test_the_loop_gives_d_what_was_executed_and_keeps_the_rewards_sign(tmp_path, no_figures, monkeypatch):
+    rollouts, inputs, forms, centered = [], [], [], []
+    rollout, update, reward = t.PointCollector.rollout, t.update_discriminator, t.imitation_reward
+    normalize = t.RewardNormalizer.normalize
+    monkeypatch.setattr(t.PointCollector, "rollout", lambda *args: rollouts.append(rollout(*args)) or rollouts[-1])
+    monkeypatch.setattr(t, "update_discriminator", lambda *args: inputs.append(args[3]) or update(*args))
+    monkeypatch.setattr(t, "imitation_reward", lambda logit, form: forms.append(form) or reward(logit, form))
+    monkeypatch.setattr(
+        t.RewardNormalizer, "normalize", lambda self, x, center: centered.append(center) or normalize(self, x, center)
+    )
+    run(tmp_path, "a", "--continuous", "--normalize-reward", "--reward-form", "softplus")
+    assert set(forms) == {"softplus"} and set(centered) == {False}
+    assert any((played.actions != played.executed_actions).any() for played in rollouts)
+    for played, seen in zip(rollouts, inputs[1:-1], strict=True):  # but for the fresh ones, at start and end
+        assert torch.equal(seen, t.disc_input(played.obs, played.executed_actions).flatten(0, 1))
+
+
 def test_same_seed_same_run_and_another_seed_another(tmp_path, no_figures):
     for name, flags in (("a", ()), ("b", ()), ("c", ("--seed", "2"))):
         run(tmp_path, name, *flags)
