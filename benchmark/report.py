@@ -36,7 +36,6 @@ DRAWN = {
         "original_table",
         ["GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"],
     ),
-    "one_demonstration": ("gail", ["GAIL, one demonstration", "GAIL 1M"]),
     "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
     "peers": ("peers", PEERS),
     "peers_minutes": ("peers", PEERS),
