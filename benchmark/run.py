@@ -37,7 +37,6 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
-GENTLE = "--num-envs 32 --num-minibatches 5 --learning-rate 5e-4 --ent-coef 0.003".split()
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 PEER = "benchmark/peers/run_imitation.py"
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
@@ -185,12 +184,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
         ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env", *THREE_MILLION], THREE),
-        (
-            "true reward, floor in view, long horizon, gentle steps, 3M",
-            "benchmark/patches/pixels_floor.patch",
-            ["--reward-source", "env", *LONG_HORIZON, *GENTLE, *THREE_MILLION],
-            THREE,
-        ),
         ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
         ("entropy bonus 0.003, 1M", "gail_pixels_ae.py", ["--ent-coef", "0.003"], THREE),  # the ablation's best two
         ("32 latents, 1M", "gail_pixels_ae.py", ["--latent-dim", "32"], THREE),
