@@ -686,7 +686,9 @@ def convert(args: Convert) -> None:
             steps = zip(states, actions, rewards, np.arange(len(rewards)) == len(rewards) - 1)
             trajectories.append([dict(zip((*PICKLE_KEYS, "done"), step)) for step in steps])
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(pickle.dumps(trajectories))
+        temporary = target.with_suffix(".tmp")  # so that a kill leaves the old file or the new one, whole
+        temporary.write_bytes(pickle.dumps(trajectories))
+        os.replace(temporary, target)
     print(f"wrote {target}")
 
 

@@ -137,6 +137,12 @@ def test_weight_decay_leaves_the_standard_deviation_alone(tmp_path, demo_file, m
     assert [p.shape for p in groups[1]["params"]] == [(6,)] and len(groups[0]["params"]) == 6
 
 
+def test_the_study_runs_no_cell_twice():
+    cells = bc.study_cells(bc.Args(study_wide=True, study_widths=(64, 64, 4096), demos="data/x.npz"), bc.Path("s"))
+    names = [args.run_name for _, args in cells]
+    assert len(names) == len(set(names)) == 5 * 2 * 3
+
+
 def test_the_slow_policy_is_the_slow_one(tmp_path):
     run(tmp_path, "a")
     fast, slow = (

@@ -340,6 +340,28 @@ def test_bad_pickles_run_nothing_and_are_refused(tmp_path, capsys, content):
     assert "--source" in message and not (tmp_path / "x.npz").exists()
 
 
+@pytest.mark.parametrize("reward", [np.array([1.0]), math.nan])
+def test_pickles_of_odd_rewards_are_refused_and_leave_no_folder(tmp_path, capsys, reward):
+    step = {"state": np.zeros(17), "action": np.zeros(6), "reward": reward, "done": True}
+    (tmp_path / "odd.pkl").write_bytes(pickle.dumps([[step, step]]))
+    flags = ["--source", str(tmp_path / "odd.pkl"), "--target", str(tmp_path / "new/x.npz")]
+    assert "expected" in mistake(capsys, "convert", *flags) and not (tmp_path / "new").exists()
+
+
+def test_inspecting_a_set_that_does_not_say_its_environment(tmp_path, capsys, demo_file):
+    path = demo_file(metadata=json.dumps({"format_version": 1, "max_episode_steps": 100}))
+    c.main(["inspect", "--demos", path, "--figure", str(tmp_path / "a.png")])
+    assert (tmp_path / "a.png").exists()
+    assert "--figure" in mistake(capsys, "inspect", "--demos", path, "--figure", str(tmp_path / "a.xyz"))
+
+
+def test_sets_of_an_environment_in_a_namespace_have_plain_names(tmp_path, monkeypatch):
+    arrays = c.record_episodes(small_policy(), 0.0, 2, seed=0)
+    monkeypatch.setattr(c, "record_episodes", lambda *args: arrays)
+    c.record_sets(small_policy() | {"env_id": "mine/Hopper-v0"}, tmp_path, 2, 1)
+    assert (tmp_path / "mine-hopper-v0_sac_stochastic-one.npz").exists() and len(list(tmp_path.iterdir())) == 5
+
+
 # Users' mistakes
 
 

@@ -557,6 +557,36 @@ def test_evaluation_of_episodes_that_end_early_counts_each_step_once():
     assert np.allclose(g.evaluate(policy, 5, False, 7), expected, rtol=1e-4)
 
 
+def test_a_policy_is_read_with_its_own_clipping():
+    agent = g.Agent(17, 6, 8, torch.Generator().manual_seed(0))
+    policy = g.export_policy(agent, torch.zeros(17), torch.ones(17), "HalfCheetah-v4", 100)
+    obs = np.full((1, 17), 8.0)
+    narrow = g.load_actor(policy | {"obs_clip": 2.0})(obs)[0]
+    assert torch.equal(narrow, g.load_actor(policy)(np.full((1, 17), 2.0))[0])
+    assert not torch.equal(narrow, g.load_actor(policy)(obs)[0])
+
+
+def test_rewards_may_be_whole_numbers(demo_file):
+    path = demo_file(rewards=np.arange(12))
+    demos = g.load_demos(path, "HalfCheetah-v4", 0, np.random.default_rng(0), ("rewards",))
+    assert demos.rewards.dtype == np.float32 and demos.returns.sum() == np.arange(12).sum()
+
+
+def test_the_first_early_end_is_warned_of_once_whenever_it_comes(tmp_path, capsys, monkeypatch):
+    rollout, made = g.Collector.rollout, []
+
+    def with_ends(*args):
+        made.append(rollout(*args))
+        made[-1].terminated[0] = len(made) > 1
+        return made[-1]
+
+    monkeypatch.setattr(g.Collector, "rollout", with_ends)
+    for name, flags, warnings in (("a", [], 1), ("b", ["--no-center-reward"], 0)):
+        made.clear()
+        run(tmp_path, name, "--num-envs", "4", "--total-timesteps", "1600", *flags)
+        assert len(made) == 4 and capsys.readouterr().err.count("use --no-center-reward") == warnings
+
+
 def test_flags_reach_the_loop(tmp_path):
     """D rests between its updates, burns in once, and the step size falls linearly, or not at all."""
     flags = ["--num-envs", "4", "--total-timesteps", "3200", "--disc-interval", "3"]

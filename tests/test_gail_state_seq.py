@@ -261,6 +261,15 @@ def states_alone(tmp_path, name, **changes) -> str:
     return str(tmp_path / name)
 
 
+def test_demonstrations_of_a_body_with_other_actions(tmp_path):
+    demos = states_alone(tmp_path, "other.npz", actions=np.zeros((5000, 2), np.float32))
+    run(tmp_path, "a", "--demos", demos)
+    assert (tmp_path / "a/summary.json").exists()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "b", "--demos", demos, "--use-actions")
+    assert not (tmp_path / "b").exists()
+
+
 def test_actions_and_rewards_of_the_demonstrations_are_never_used(tmp_path):
     with np.load(DEMOS) as file:
         nan = {name: np.full_like(file[name], np.nan) for name in ("actions", "rewards")}
