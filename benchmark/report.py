@@ -127,7 +127,7 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     if variants[0] not in rows:
         return  # a figure without its subject
     variants = [variant for variant in variants if variant in rows]
-    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
     in_minutes = name.endswith("_minutes")
     for variant in variants:
         scale = 1e-6
@@ -148,7 +148,7 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
     top = 1.08 * float(first["expert_return_mean"])
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
     ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, top))
-    ax.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # it would cover curves
     ax.grid(alpha=0.3)
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})

@@ -1,0 +1,153 @@
+"""--cuda where there is no GPU: every script trains, resumes and evaluates on a make-believe device.
+
+Its tensors compute on the CPU but say that they are elsewhere, and what CUDA refuses is refused: operations on tensors
+of both devices, a CPU generator's numbers made on the GPU, NumPy's view of a tensor on the GPU. Speed, bf16 and
+channels_last are not tested by this.
+"""
+
+import importlib
+
+import pytest
+import torch
+from conftest import DEMOS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+
+class Backend(_DummyBackendModule):
+    @staticmethod
+    def get_amp_supported_dtype():
+        return [torch.bfloat16]
+
+
+_setup_privateuseone_for_python_backend("pretended", Backend())
+GPU = torch.device("pretended", 0)
+AUTOCAST = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+AUTOCAST.fallback(torch.library.fallthrough_kernel)
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on the GPU; `inner` has its numbers."""
+
+    @staticmethod
+    def __new__(cls, inner, requires_grad=False):
+        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        return cls._make_wrapper_subclass(cls, inner.shape, device=GPU, requires_grad=requires_grad, **layout)
+
+    def __init__(self, inner, requires_grad=False):
+        self.inner = inner
+
+    def tolist(self):  # this and torch.save work on CUDA
+        return self.inner.tolist()
+
+    def __reduce_ex__(self, protocol):
+        return self.inner.__reduce_ex__(protocol)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return on_either_device(function, args, kwargs or {})
+
+
+class PretendedGPU(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return on_either_device(function, args, kwargs or {})
+
+
+def on_either_device(function, args: tuple, kwargs: dict):
+    """The operation, computed on the CPU, its result on the device where CUDA's would be; or CUDA's refusal."""
+    name, tensors = function.overloadpacket.__name__, [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+    on_gpu = any(isinstance(x, OnGPU) for x in tensors)
+    from_cpu = any(x.dim() > 0 and not isinstance(x, OnGPU) for x in tensors)
+    indexing = name in ("index", "index_put_") and isinstance(args[0], OnGPU)  # indices may be on the CPU
+    if on_gpu and from_cpu and not indexing and name not in ("copy_", "_to_copy"):
+        raise RuntimeError(f"{name}: tensors on the GPU and on the CPU")
+    device = kwargs.get("device")
+    to_gpu = on_gpu if device is None else torch.device(device).type == GPU.type
+    if to_gpu and kwargs.get("generator") is not None:
+        raise RuntimeError(f"{name}: a CPU generator for a tensor on the GPU")
+
+    def inner(x):
+        return x.inner if isinstance(x, OnGPU) else torch.device("cpu") if isinstance(x, torch.device) else x
+
+    result = function(*tree_map(inner, args), **tree_map(inner, kwargs))
+    if function._schema.is_mutable:  # in place: what was given is what comes back
+        return None if result is None else kwargs.get("out", args[0])
+    return tree_map(lambda x: OnGPU(x) if torch.is_tensor(x) and to_gpu else x, result)
+
+
+class Torch:
+    """torch with this GPU as cuda:0, for a script's own calls."""
+
+    class cuda:
+        is_available, device_count, synchronize = lambda: True, lambda: 1, lambda *_: None
+
+    def device(self, kind, index=0):
+        return GPU if kind == "cuda" else torch.device(kind)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def test_the_make_believe_gpu_refuses_what_cuda_refuses():
+    generator, layer = torch.Generator(), torch.nn.Linear(3, 2)
+    with PretendedGPU():
+        x, there = torch.ones(4, 3), layer.to(GPU)
+        assert there(x.to(GPU)).device == GPU and x.to(GPU).cpu().numpy().sum() == 12
+        with pytest.raises(RuntimeError, match="on the GPU and on the CPU"):
+            there(x)
+        with pytest.raises(RuntimeError, match="on the GPU and on the CPU"):
+            x[torch.tensor([0, 1]).to(GPU)]
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, device=GPU, generator=generator)
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.to(GPU).numpy()
+
+
+GAIL = "--total-timesteps 400 --num-envs 4 --num-steps 50 --update-epochs 1 --disc-steps 2 --disc-batch-size 16 "
+GAIL += "--eval-interval 200 --checkpoint-interval 200 --eval-episodes 2 --threads 1 --num-demos 2 --hidden-size 8"
+PIXELS = "--num-envs 4 --num-steps 50 --image-size 32 --predictor-steps 1 --pretrain-steps 1 --num-minibatches 1 "
+PIXELS += "--update-epochs 1 --hidden-size 8 --ae-steps 1 --ae-batch-size 16 --latent-dim 4 --threads 1 --disc-steps 1 "
+PIXELS += "--eval-episodes 1 --eval-interval 600 --checkpoint-interval 400 --total-timesteps 600 --num-demos 2 "
+PIXELS += "--no-capture-video"
+BC = "--gradient-steps 20 --eval-interval 10 --batch-size 16 --hidden-size 8 --eval-episodes 2"
+SAC = "--total-timesteps 4000 --num-envs 16 --learning-starts 1000 --threads 1 --hidden-size 8 --batch-size 16 "
+SAC += "--updates-per-step 0.01 --buffer-size 2000 --eval-interval 2000 --checkpoint-interval 2000"
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("gail_ppo", f"{GAIL} --spectral-norm --target-kl 0.1"),
+        ("gail_ppo", f"{GAIL} --reward-source combined --disc-loss wgan --clip-vloss"),
+        ("gail_state_seq", f"{GAIL} --seq-len 4"),
+        ("gail_state_seq", f"{GAIL} --seq-len 4 --discriminator transformer --use-actions"),
+        ("bc", f"{BC} --threads 1 --loss nll"),
+        ("collect_expert_sac", SAC),
+        ("gail_pixels_ae", PIXELS),
+        ("gail_pixels_ae", f"{PIXELS} --faithful"),
+        ("gail_pixels_ae", f"{PIXELS} --policy-obs state"),
+    ],
+)
+def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
+    script, folder = importlib.import_module(name), tmp_path / "run"
+    monkeypatch.setattr(script, "torch", Torch())
+    first = ["train"] if name == "collect_expert_sac" else []
+    demos = [] if first else ["--demos", str(DEMOS)]
+    save, devices = script.save_checkpoint, []
+
+    def save_and_die(path, script_name, args, parts, progress):
+        networks = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+        devices.extend(parameter.device for part in networks for parameter in part.parameters())
+        save(path, script_name, args, parts, progress)
+        raise KeyboardInterrupt
+
+    with PretendedGPU():
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(script, "save_checkpoint", save_and_die)
+            script.main([*first, *flags.split(), "--cuda", *demos, "--output-dir", str(tmp_path), "--run-name", "run"])
+        script.main([*first, "--resume", str(folder / "checkpoint.pt")])
+        if not first:
+            script.main(["--evaluate", str(folder / "policy.pt"), "--cuda", "--eval-episodes", "1", "--threads", "1"])
+    assert set(devices) <= {GPU} and (devices or first)
+    assert (folder / "summary.json").exists()
