@@ -82,8 +82,11 @@ def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
     the demonstrations that the run learned from."""
     mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
     sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
-    several = len(rows) > 1  # one seed has no spread
-    spread = f" ± {mean.std(ddof=1):.1f} ({mean.min():.1f})" if several else ""
+    each = [mean.min()] if len(rows) >= 5 else sorted(mean)
+    spread = f" ± {mean.std(ddof=1):.1f} ({', '.join(f'{x:.1f}' for x in each)})" if len(rows) > 1 else ""
+    best = [
+        100 * float(r["best/return_mean"]) / float(r["demos_return_mean"]) for r in rows if r.get("best/return_mean")
+    ]
     middle = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
     sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
     sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
@@ -100,9 +103,10 @@ def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
     return {
         "variant": variant,
         "seeds": str(len(rows)),
-        "mean action: mean ± std (worst)": f"{mean.mean():.1f}{spread}",
+        "mean action: mean ± std (worst, or each)": f"{mean.mean():.1f}{spread}",
         "IQM [95%]": f"{interquartile_mean(mean):.1f} {middle}" if middle else "–",
         "return (% of the expert)": f"{absolute:.0f} ({100 * of_expert:.0f})",
+        "best": f"{np.mean(best):.1f}" if best else "–",
         "sampled": sampled_text,
         "steps to 90%: median": steps,
         "time (steps/s)": time,

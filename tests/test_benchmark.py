@@ -58,6 +58,31 @@ def test_the_study_becomes_a_grid(tmp_path, monkeypatch):
     ]
 
 
+def test_a_row_shows_each_of_a_few_seeds_and_the_worst_of_many():
+    def run(share, best, sps):
+        row = {"eval/vs_demos": share, "eval/return_mean": 500 * share, "eval/vs_expert": share / 2}
+        row |= {"eval/sampled_vs_demos": share - 0.1, "best/return_mean": 500 * best, "demos_return_mean": 500}
+        row |= {"steps_to_90": 400_000 if share > 0.9 else "", "seconds": 90, "env_steps": 1, "charts/SPS": sps}
+        return {name: str(value) for name, value in row.items()}
+
+    few = report.row_of("few", [run(0.95, 0.99, 1000), run(0.85, 0.93, 3000)])
+    assert few == {
+        "variant": "few",
+        "seeds": "2",
+        "mean action: mean ± std (worst, or each)": "90.0 ± 7.1 (85.0, 95.0)",
+        "IQM [95%]": "–",
+        "return (% of the expert)": "450 (45)",
+        "best": "96.0",
+        "sampled": "80.0 ± 7.1",
+        "steps to 90%: median": "never (1/2)",
+        "time (steps/s)": "1.5 min (2,000)",
+        "original": "–",
+    }
+    many = report.row_of("many", [run(share, 1, 1000) for share in (0.91, 0.92, 0.93, 0.94, 0.95)])
+    assert many["mean action: mean ± std (worst, or each)"] == "93.0 ± 1.6 (91.0)"
+    assert many["IQM [95%]"].startswith("93.0 [9") and many["steps to 90%: median"] == "0.40M (5/5)"
+
+
 @pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda document: document.stem)
 def test_documents_say_what_the_csvs_say(document):
     text = document.read_text()
