@@ -21,7 +21,7 @@ What it does besides, and why:
  3. The policy does not see that, but what comes of it: a predictor (a forward model, trained on the policy's own
     rollouts) says from it and from the policy's last K - 1 actions, which a robot knows, what the newest latent and the
     latest step will be two frames from now if nothing is done. PPO learns a good deal faster from where the body is
-    going than from where it is, with pixels (pixels_search.csv in benchmark/results) as with true positions or states
+    going than from where it is, with pixels (pixels_search.csv in benchmark/results) as with true positions
     (vision_noise.csv).
  4. At the start of an episode the first frame is repeated, for expert and policy alike. The frames that reward step t
     end with the one that action t led to. No window looks ahead or spans two episodes.

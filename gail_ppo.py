@@ -21,9 +21,9 @@ Where this departs from the papers, and why:
  7. D sees the action that was executed (clipped to the bounds), never the raw sample: otherwise |a| > 1 gives the
     policy away. A time limit is a truncation: the value of the true final observation is bootstrapped.
  8. The policy's standard deviation depends on the state, as the demonstrator's does; otherwise D may tell the two apart
-    by their noise. All layers are SiLU. With one deviation a run ends at 96% of the demonstrations instead of 99%, with
-    tanh layers in policy and value besides at 94% (gail_tuning.csv in benchmark/results: mostly one seed each, before
-    the other settings were fitted to it).
+    by their noise. All layers are SiLU. With one deviation a run ends at 95 to 96% of the demonstrations instead of 99
+    to 100%; with tanh layers besides it ends there too, but takes 0.65M steps to 90% instead of 0.45M to 0.60M
+    (gail_tuning.csv in benchmark/results: one or two seeds each, before the other settings were fitted to it).
 
 Commands (two CPU cores):
 

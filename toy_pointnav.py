@@ -14,7 +14,8 @@ and 5 are of one run each, and in no table):
  1. The expert solves 95.1% of the starts. Moves of 0.2 reach only a lattice of points fixed by the start, and where the
     one nearest to the goal lies outside its radius of 0.12 (the corners of the lattice's cell, 4.9% of its area), the
     greedy rule steps to and fro until the time limit. These few starts are 39% of the expert's steps. Who bumped into
-    two walls first, which moves the lattice onto the goal, would solve every start, in 30 steps instead of 8.
+    two walls first, which moves the lattice onto the goal, would solve every start, in 16 to 24 steps on average
+    instead of 8.
  2. Episodes end at the goal, so the reward's sign matters. log D (the default) is negative: every step costs, arriving
     ends the cost. -log(1 - D) is positive: it pays for staying alive, and with a discount factor of 0.99 the policy
     learns to linger (10% of the starts solved, 54 steps an episode, seed 1). log D - log(1 - D) can be either. For the
@@ -34,10 +35,9 @@ and 5 are of one run each, and in no table):
     value share a trunk; under TRPO the value learns in its own layers only, so that the KL bound holds after it too.
 
 Commands. With the first two, ten of ten seeds end with the expert's own success and steps, on 5,000 starts each (95.0%
-on average). The third solves them all, as its expert does, in 7 to 9% fewer steps, since its mean action has no noise
-(1 to 3% fewer when sampled). A fresh discriminator knows 91 to 94% at the start and 46 to 57% at the end. A run ends
-11 to 12 s after the command on two idle cores, on busy ones after 12 to 17, once 57 (toy_pointnav.csv in
-benchmark/results).
+on average). The third solves them all, as its expert does, in 7 to 9% fewer steps, since its mean action has no noise.
+A fresh discriminator knows 91 to 94% at the start and 46 to 57% at the end. A run ends 11 to 12 s after the command on
+two idle cores (idle_two_cores.csv in benchmark/results), on busy ones after 12 to 17, once 57 (toy_pointnav.csv).
 
     python toy_pointnav.py
     python toy_pointnav.py --algorithm trpo

@@ -257,7 +257,7 @@ def test_one_seed_shows_no_spread():
     row |= {"commit": "abc", "versions": "torch 1"}
     one, two = (report.table({"x": [row] * seeds}).splitlines()[2] for seeds in (1, 2))
     assert one == "| x | 1 | 50.0 | 300 (48) | 40.0 | never (0/1) | 1.5 min (10) |"
-    assert two == "| x | 2 | 50.0 ± 0.0 (50.0) | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) |"
+    assert two == "| x | 2 | 50.0 ± 0.0 (50.0, 50.0) | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) |"
 
 
 def test_a_table_leaves_out_columns_that_hold_nothing():
