@@ -283,6 +283,13 @@ def current_commit() -> str:
     return f"{commit}-dirty" if differs else commit
 
 
+def cpu() -> str:
+    """The CPU's name, family and model: runs on different ones go different ways."""
+    lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    told = {name.strip(): value.strip() for name, value in lines}
+    return " ".join(told[name] for name in ("model name", "cpu family", "model") if name in told)
+
+
 def run_one(folder: Path, script: str, flags: list[str], seed: int, core: int, python: str) -> str:
     """One run on one core into a folder; returns the commit it ran at. A run of the same command and commit that was
     cut off is resumed, what else the folder holds is deleted."""
@@ -341,7 +348,7 @@ def main(args: Args) -> None:
         python = args.peer_python if script == PEER else sys.executable
         commit = run_one(folder, script, flags, seed, core, python)
         key = {"variant": variant, "seed": seed}
-        row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions}
+        row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions, "cpu": cpu()}
         row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
         curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
         with lock:

@@ -198,6 +198,7 @@ def test_a_suite_goes_on_after_failures_and_resumes_what_was_cut_off(tmp_path, m
     run.main(args)
     assert resumed("a") == [("1", "True"), ("2", "False"), ("3", "False")]
     assert [row["global_step"] for row in run.read_rows(args.results / "a_curves.csv")] == ["1"] * 3
+    assert {row["cpu"] for row in run.read_rows(args.results / "a.csv")} == {run.cpu()}
     run.main(run.Args(suite="b", results=args.results, runs=args.runs))  # all of it is known
     assert resumed("b") == resumed("a") and not list((tmp_path / "runs").glob("b*"))
 
