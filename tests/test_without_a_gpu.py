@@ -125,8 +125,7 @@ SAC += "--updates-per-step 0.01 --buffer-size 2000 --eval-interval 2000 --checkp
         ("bc", f"{BC} --threads 1 --loss nll"),
         ("collect_expert_sac", SAC),
         ("gail_pixels_ae", PIXELS),
-        ("gail_pixels_ae", f"{PIXELS} --faithful"),
-        ("gail_pixels_ae", f"{PIXELS} --policy-obs state"),
+        ("gail_pixels_ae", f"{PIXELS} --faithful --policy-obs state"),
     ],
 )
 def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
