@@ -97,6 +97,7 @@ INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's G
 CAMERA_DISTANCE, CAMERA_ELEVATION = 2.4, 8.0  # metres and degrees; positive: the camera looks up
 VIEW_CENTRE, VIEW_HEIGHT, VIEW_ASPECT = 0.56, 1.2, 12 / 7  # metres above the floor, metres, width by height
 INVERSE_HIDDEN = 256  # width of the inverse model's hidden layer
+REWARD_SCALE = 5.0  # divides a true reward that the value is told
 LOOK_AHEAD = 2  # steps that the predictor looks ahead
 PREDICTOR_HIDDEN = 256  # width of the predictor's two hidden layers
 PREDICTOR_BATCH_SIZE = 512
@@ -147,7 +148,8 @@ class Args:
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     reward_source: Literal["gail", "env"] = "gail"
-    """what PPO maximizes: the discriminator's reward, or the environment's (is what the policy sees enough?)"""
+    """what PPO maximizes: the discriminator's reward, or the environment's, whose last one the value is then told (is
+    what the policy sees enough?)"""
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
     normalize_reward: bool = True  # divide the reward by its running standard deviation and subtract its running mean
@@ -494,17 +496,19 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
 
 
 class Agent(nn.Module):
-    """Gaussian policy and value function. Both read standardized observations (..., O)."""
+    """Gaussian policy and value function. Both read standardized observations (..., O); with `told`, the value reads
+    one column more, the last reward: (..., O + 1)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator, told: bool = False):
         super().__init__()
+        self.obs_dim = obs_dim  # of the policy
         self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
-        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        self.critic = mlp([obs_dim + told, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
 
     def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the action, (..., A) each."""
-        mean, log_std = self.actor(obs).chunk(2, dim=-1)
+        mean, log_std = self.actor(obs[..., : self.obs_dim]).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
@@ -839,8 +843,8 @@ def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef:
 class Rollout:
     """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
 
-    obs: Tensor  # (T, N, O)
-    next_obs: Tensor  # (T, N, O)
+    obs: Tensor  # (T, N, O), with --reward-source env the last reward besides: (T, N, O + 1)
+    next_obs: Tensor  # likewise
     actions: Tensor  # (T, N, A) as sampled: what PPO's ratio is about
     executed_actions: Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
     log_probs: Tensor  # (T, N)
@@ -860,10 +864,11 @@ class PixelCollector:
         self.envs, self.renderer, self.device = envs, renderer, device
         self.autoencoder, self.predictor = autoencoder, predictor  # predictor: None, and policies see what there is
         self.faithful, self.frame_stack, self.policy_obs = args.faithful, args.frame_stack, args.policy_obs
+        self.tell_reward = args.reward_source == "env"
         self.state = envs.reset()  # (N, O) float64
         self.frames = self.first_frames(envs.qpos)  # (N, K, H, W) uint8, oldest first
         self.actions = torch.zeros(envs.num_envs, args.frame_stack - 1, envs.action_dim, device=device)  # oldest first
-        self.episode_return = np.zeros(envs.num_envs)
+        self.episode_return, self.last_reward = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
         self.finished: deque[float] = deque(maxlen=100)  # returns of the latest episodes
 
     def render(self, qpos: np.ndarray) -> Tensor:
@@ -894,14 +899,20 @@ class PixelCollector:
         def remember(seen: Tensor) -> Tensor:
             return torch.cat([seen, self.actions.flatten(1)], dim=1)
 
-        def observe(memory: Tensor, state: np.ndarray) -> Tensor:
-            if self.policy_obs == "latent":
-                return self.predictor.obs(memory) if self.predictor else memory
-            return standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
+        def observe(memory: Tensor, state: np.ndarray, reward: np.ndarray) -> Tensor:
+            if self.policy_obs == "state":
+                obs = standardize(torch.as_tensor(state, dtype=torch.float32).to(self.device), *statistics["state"])
+            else:
+                obs = self.predictor.obs(memory) if self.predictor else memory
+            if not self.tell_reward:
+                return obs
+            # The true reward is the speed, which frames hardly show: a value blind to it takes a fast start for merit.
+            told = torch.as_tensor(reward, dtype=torch.float32).to(self.device)[:, None] / REWARD_SCALE
+            return torch.cat([obs, told], dim=1)
 
         latents = self.encode(self.frames)
         memory = remember(look(latents))
-        obs = observe(memory, self.state)
+        obs = observe(memory, self.state, self.last_reward)
         for t in range(num_steps):
             mean, log_std = agent.policy(obs)
             action = mean + sampled * log_std.exp() * noise[t]
@@ -917,7 +928,8 @@ class PixelCollector:
             latents = torch.cat([latents[:, 1:], newest], dim=1)
             seen = look(latents)
             next_memory, log_prob = remember(seen), gaussian_log_prob(action, mean, log_std)
-            next_obs = observe(next_memory, final_state)
+            next_obs = observe(next_memory, final_state, reward)
+            self.last_reward = np.where(ended, 0.0, reward)
             steps.append((obs, next_obs, action, log_prob, memory, seen, view, executed, reward, terminated, ended))
             memory, obs = next_memory, next_obs
 
@@ -927,7 +939,7 @@ class PixelCollector:
                 self.frames[ids] = self.first_frames(envs.qpos[ended])
                 latents[ids], self.actions[ids] = self.encode(self.frames[ids]), 0.0
                 memory = remember(look(latents))
-                obs = observe(memory, self.state)
+                obs = observe(memory, self.state, self.last_reward)
             self.episode_return += reward
             self.finished.extend(self.episode_return[ended].tolist())
             self.episode_return[ended] = 0.0
@@ -941,13 +953,15 @@ class PixelCollector:
         return rollout, Film(views, seen, memory, executed, ended)
 
     def state_dict(self) -> dict:
-        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("state", "episode_return")}
+        names = ("state", "episode_return", "last_reward")
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
         arrays |= {"frames": self.frames.cpu(), "actions": self.actions.cpu()}
         arrays |= {"finished": list(self.finished), "envs": self.envs.state_dict()}
         return arrays
 
     def load_state_dict(self, saved: dict) -> None:
-        self.state, self.episode_return = saved["state"].numpy(), saved["episode_return"].numpy()
+        names = ("state", "episode_return", "last_reward")
+        self.state, self.episode_return, self.last_reward = (saved[name].numpy() for name in names)
         self.frames, self.actions = saved["frames"].to(self.device), saved["actions"].to(self.device)
         self.finished.extend(saved["finished"])
         self.envs.load_state_dict(saved["envs"])
@@ -1113,7 +1127,7 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, *eyes["mean_frame"].shape, args.latent_dim)
     autoencoder.load_state_dict(eyes)
     (hidden_size, obs_dim), action_dim = weights["actor.0.weight"].shape, len(weights["actor.4.bias"]) // 2
-    agent = Agent(obs_dim, action_dim, hidden_size, Generator())
+    agent = Agent(obs_dim, action_dim, hidden_size, Generator(), args.reward_source == "env")
     agent.load_state_dict(weights)
     predictor = None
     if has_predictor(args):
@@ -1495,7 +1509,7 @@ def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, genera
     autoencoder = Autoencoder(*expert.views.shape[1:], args.latent_dim).to(device)
     autoencoder.set_reference(expert.views[:, -1], weighted=not args.faithful)
     autoencoder.to(memory_format=torch.channels_last)
-    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
+    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator, args.reward_source == "env").to(device)
     disc = LatentDiscriminator(seen_dim, args.disc_hidden_size, generator).to(device)
     if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
         inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)

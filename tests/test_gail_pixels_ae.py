@@ -284,6 +284,40 @@ def test_policy_on_states_sees_states():
     assert film.seen.shape == (1, 2, 16)
 
 
+def test_the_value_is_told_the_last_true_reward_and_the_policy_is_not():
+    args = script.parse_args("--image-size 16 --latent-dim 4 --frame-stack 2".split(), script.Args)
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    autoencoder, statistics = script.Autoencoder(1, 16, 16, 4), {"latent": (torch.zeros(8), torch.ones(8))}
+
+    def two_rollouts(source: str) -> tuple[script.Rollout, script.Rollout]:
+        args.reward_source = source
+        envs = script.BatchHalfCheetah(2, 5, 0, 1)  # episodes of 5 steps, two rollouts of 4: one reset in the second
+        collector = script.PixelCollector(envs, Slide(), autoencoder, None, args, torch.device("cpu"))
+        agent = script.Agent(14, 6, 8, torch.Generator().manual_seed(0), told=source == "env")
+        noise = torch.Generator().manual_seed(1)
+        first = collector.rollout(agent, statistics, 4, noise)[0]
+        fresh = script.PixelCollector(
+            script.BatchHalfCheetah(2, 5, 0, 1), Slide(), autoencoder, None, args, torch.device("cpu")
+        )
+        fresh.load_state_dict(collector.state_dict())  # as a resumed run would
+        return first, fresh.rollout(agent, statistics, 4, noise)[0]
+
+    told, untold = two_rollouts("env"), two_rollouts("gail")
+    obs, next_obs, rewards = (torch.cat([getattr(x, n) for x in told]) for n in ("obs", "next_obs", "env_rewards"))
+    assert torch.equal(next_obs[..., -1], rewards / 5)
+    assert torch.equal(obs[1:, :, -1], (rewards / 5 * (torch.arange(8) != 4)[:, None])[:-1])
+    assert (obs[0, :, -1] == 0).all() and rewards.abs().min() > 0
+    assert untold[0].obs.shape == (4, 2, 14)  # with GAIL nobody is told
+    assert torch.equal(obs[..., :-1], torch.cat([x.obs for x in untold]))
+
+    agent = script.Agent(14, 6, 8, generator, told=True)
+    other = obs.clone()
+    other[..., -1] += 1
+    assert all(torch.equal(a, b) for a, b in zip(agent.policy(obs), agent.policy(other)))
+    assert not torch.isclose(agent.critic(obs), agent.critic(other)).any()
+
+
 # Gradients: the encoder learns from reconstruction and from nothing else
 
 
