@@ -38,6 +38,8 @@ What it does besides, and why:
  8. PPO's steps are as large as in `gail_ppo.py`, but for the first layers', and as there the policy's noise depends on
     what it sees.
  9. The true return is logged, never used. The best policy is the one whose latents are nearest to the expert's.
+10. Only with `--reward-source env`, PPO without any imitation, does the true reward train anything. The value (not the
+    policy) is then told the last one besides: it is mostly the speed, which frames hardly show (benchmark/PIXELS.md).
 
 Commands (two CPU cores):
 
@@ -843,8 +845,8 @@ def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef:
 class Rollout:
     """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
 
-    obs: Tensor  # (T, N, O), with --reward-source env the last reward besides: (T, N, O + 1)
-    next_obs: Tensor  # likewise
+    obs: Tensor  # (T, N, O)
+    next_obs: Tensor  # (T, N, O)
     actions: Tensor  # (T, N, A) as sampled: what PPO's ratio is about
     executed_actions: Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
     log_probs: Tensor  # (T, N)
@@ -889,7 +891,7 @@ class PixelCollector:
         self, agent: Agent, statistics: dict, num_steps: int, generator: Generator, sampled: bool = True
     ) -> tuple[Rollout, Film]:
         """Act num_steps times in every environment, with sampled actions or their means; statistics holds the
-        (mean, std) of "latent" and of "state"."""
+        (mean, std) of "latent" and of "state". With --reward-source env the last reward is one more observation."""
         envs, steps = self.envs, []
         noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
 
