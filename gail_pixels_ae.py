@@ -498,20 +498,31 @@ def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, gener
 
 
 class Agent(nn.Module):
-    """Gaussian policy and value function. Both read standardized observations (..., O); with `told`, the value reads
-    one column more, the last reward: (..., O + 1)."""
+    """Gaussian policy and value function. Both read standardized observations (..., O)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator, told: bool = False):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
-        self.obs_dim = obs_dim  # of the policy
         self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
-        self.critic = mlp([obs_dim + told, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
 
     def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the action, (..., A) each."""
-        mean, log_std = self.actor(obs[..., : self.obs_dim]).chunk(2, dim=-1)
+        mean, log_std = self.actor(obs).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+
+class ToldAgent(Agent):
+    """Agent whose value is told the last reward besides: one column more, (..., O + 1), which the policy leaves out."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
+        nn.Module.__init__(self)  # not Agent's, whose value reads a column less
+        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
+        self.critic = mlp([obs_dim + 1, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
+
+    def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return super().policy(obs[..., :-1])
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -1129,7 +1140,8 @@ def restore_policy(content: dict, device: torch.device) -> dict:
     autoencoder = Autoencoder(args.frame_stack if args.faithful else 1, *eyes["mean_frame"].shape, args.latent_dim)
     autoencoder.load_state_dict(eyes)
     (hidden_size, obs_dim), action_dim = weights["actor.0.weight"].shape, len(weights["actor.4.bias"]) // 2
-    agent = Agent(obs_dim, action_dim, hidden_size, Generator(), args.reward_source == "env")
+    agent_type = ToldAgent if args.reward_source == "env" else Agent
+    agent = agent_type(obs_dim, action_dim, hidden_size, Generator())
     agent.load_state_dict(weights)
     predictor = None
     if has_predictor(args):
@@ -1511,7 +1523,8 @@ def make_networks(args: Args, expert: ExpertFilm, envs: BatchHalfCheetah, genera
     autoencoder = Autoencoder(*expert.views.shape[1:], args.latent_dim).to(device)
     autoencoder.set_reference(expert.views[:, -1], weighted=not args.faithful)
     autoencoder.to(memory_format=torch.channels_last)
-    agent = Agent(obs_dim, envs.action_dim, args.hidden_size, generator, args.reward_source == "env").to(device)
+    agent_type = ToldAgent if args.reward_source == "env" else Agent
+    agent = agent_type(obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
     disc = LatentDiscriminator(seen_dim, args.disc_hidden_size, generator).to(device)
     if args.inverse_coef > 0 and args.frame_stack > 1 and not args.faithful:
         inverse = mlp([seen_dim, INVERSE_HIDDEN, envs.action_dim], nn.ReLU, 1.0, generator).to(device)

@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["bc", "gail_ppo", "gail_state_seq", "gail_pixels_ae", "collect_expert_sac", "toy_pointnav"]
 SCRIPTS = [ROOT / f"{name}.py" for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
 OWN = {"Args", "train", "evaluate", "main"}  # one role in every script, about that script's settings
-EXCEPTIONS = {("gail_pixels_ae", "Agent")}  # its value may be told the last reward
 
 
 def definitions(path: Path) -> dict[str, str]:
@@ -19,9 +18,7 @@ def definitions(path: Path) -> dict[str, str]:
     return {
         node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
         for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        and node.name not in OWN
-        and (path.stem, node.name) not in EXCEPTIONS
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in OWN
     }
 
 

@@ -294,7 +294,8 @@ def test_the_value_is_told_the_last_true_reward_and_the_policy_is_not():
         args.reward_source = source
         envs = script.BatchHalfCheetah(2, 5, 0, 1)  # episodes of 5 steps, two rollouts of 4: one reset in the second
         collector = script.PixelCollector(envs, Slide(), autoencoder, None, args, torch.device("cpu"))
-        agent = script.Agent(14, 6, 8, torch.Generator().manual_seed(0), told=source == "env")
+        agent_type = script.ToldAgent if source == "env" else script.Agent
+        agent = agent_type(14, 6, 8, torch.Generator().manual_seed(0))
         noise = torch.Generator().manual_seed(1)
         first = collector.rollout(agent, statistics, 4, noise)[0]
         fresh = script.PixelCollector(
@@ -311,7 +312,7 @@ def test_the_value_is_told_the_last_true_reward_and_the_policy_is_not():
     assert untold[0].obs.shape == (4, 2, 14)  # with GAIL nobody is told
     assert torch.equal(obs[..., :-1], torch.cat([x.obs for x in untold]))
 
-    agent = script.Agent(14, 6, 8, generator, told=True)
+    agent = script.ToldAgent(14, 6, 8, generator)
     other = obs.clone()
     other[..., -1] += 1
     assert all(torch.equal(a, b) for a, b in zip(agent.policy(obs), agent.policy(other)))
