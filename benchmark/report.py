@@ -81,7 +81,8 @@ def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
     """One variant's row, column -> text; a dash where there is nothing to tell. Returns are in % of the mean return of
     the demonstrations that the run learned from."""
     mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
-    sampled = 100 * np.array([float(r["eval/sampled_vs_demos"]) for r in rows if r.get("eval/sampled_vs_demos")])
+    sampled = [r for r in rows if r.get("eval/return_sampled_mean")]
+    sampled = 100 * np.array([float(r["eval/return_sampled_mean"]) / float(r["demos_return_mean"]) for r in sampled])
     each = [mean.min()] if len(rows) >= 5 else sorted(mean)
     spread = f" ± {mean.std(ddof=1):.1f} ({', '.join(f'{x:.1f}' for x in each)})" if len(rows) > 1 else ""
     best = [
@@ -148,8 +149,9 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     first = rows[variants[-1]][0]  # the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
-    ax.axhline(float(first["expert_return_mean"]), color="black", linestyle=":", label="expert (mean action)")
-    top = 1.08 * float(first["expert_return_mean"])
+    expert = float(first["eval/return_mean"]) / float(first["eval/vs_expert"])
+    ax.axhline(expert, color="black", linestyle=":", label="expert (mean action)")
+    top = 1.08 * expert
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
     ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, top))
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # it would cover curves

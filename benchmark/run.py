@@ -3,7 +3,7 @@
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each on one thread
 (`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds is
 copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and started
-again at any time (`--seeds 5` first, all later). Suite peers alone copies nothing, and goes on one core, in turn.
+again at any time (`--seeds 5` first, all later). Suites peers and rewrite copy nothing; peers goes on one core, in turn.
 `--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
 A change that no flag makes is a patch in benchmark/patches, which stands where the script would.
 Each finished run adds to
@@ -89,8 +89,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
                 ("gradient penalty 1", "--grad-penalty-coef 1"),
                 ("gradient penalty 10", "--grad-penalty-coef 10"),
-                ("spectral norm, no penalty", "--spectral-norm --grad-penalty-coef 0"),
-                ("WGAN, penalty 10", "--disc-loss wgan --grad-penalty-coef 10"),
                 ("reward log D - log(1 - D)", "--reward-form logit"),
                 ("reward log D", "--reward-form logsigmoid"),
                 ("rewards not normalized", "--no-normalize-reward"),
@@ -107,6 +105,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             )
         ),
         ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], FIVE),
+        ("spectral norm, no penalty", "benchmark/patches/gail_spectral_norm.patch", ["--grad-penalty-coef", "0"], FIVE),
+        ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], FIVE),
     ],
     "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
         (variant, script, flags.split(), range(seed, seed + 1))
@@ -119,6 +119,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("BC, imitation", PEER, "--method bc"),
             ("the expert in imitation's MuJoCo", PEER, "--method expert"),
         )
+    ],
+    "rewrite": [  # what the scripts must still do after they were rewritten
+        ("GAIL 1M", "gail_ppo.py", [], TEN),
+        ("BC", "bc.py", [], TEN),
+        ("pixels, 1M frames", "gail_pixels_ae.py", [], THREE),
+        *((f"states, N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], FIVE) for n in range(1, 6)),
     ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
     "hopper": [  # a body that falls; its sets come from the expert, see the README
@@ -141,7 +147,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
-        ("N = 4, look ahead", "gail_state_seq.py", ["--seq-len", "4", "--look-ahead"], FIVE),
+        ("N = 4, look ahead", "benchmark/patches/state_seq_look_ahead.patch", ["--seq-len", "4", "--look-ahead"], FIVE),
         *(
             (
                 f"transformer, N = {n}, {'(s, a)' if actions else 'states'}",
@@ -162,7 +168,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("no pretraining", "--pretrain-steps 0"),
                 ("reconstruction alone", "--inverse-coef 0"),
                 ("no predictor", "--predictor-steps 0"),
-                ("KL stop 0.03", "--target-kl 0.03"),
                 ("entropy bonus 0.003", "--ent-coef 0.003"),
                 ("a quarter of the step size", "--learning-rate 5e-4"),
                 ("2 frames", "--frame-stack 2"),
@@ -170,7 +175,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("32 latents", "--latent-dim 32"),
                 ("128 latents", "--latent-dim 128"),
                 ("32 environments", " ".join(HALF_ROLLOUTS)),
-                ("faithful, 0.5M", "--faithful"),
             )
         ),
         (
@@ -183,8 +187,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
-        ("true reward on latents, 3M", "gail_pixels_ae.py", ["--reward-source", "env", *THREE_MILLION], range(1, 5)),
-        ("faithful, 1M", "gail_pixels_ae.py", ["--faithful"], THREE),
         ("entropy bonus 0.003, 1M", "gail_pixels_ae.py", ["--ent-coef", "0.003"], THREE),  # the ablation's best two
         ("32 latents, 1M", "gail_pixels_ae.py", ["--latent-dim", "32"], THREE),
         ("32 environments, 1M", "gail_pixels_ae.py", HALF_ROLLOUTS, THREE),
@@ -196,7 +198,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, long, hopper, state_seq,
+    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper, state_seq,
     pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
@@ -331,7 +333,7 @@ def main(args: Args) -> None:
     table, cores = results / f"{args.suite}.csv", sorted(os.sched_getaffinity(0))
     if args.suite == "peers":
         cores = cores[:1]
-    else:
+    if args.suite not in ("peers", "rewrite"):
         done = {row["command"] for row in read_rows(table)}
         copy_known(results, args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
     done = {row["command"] for row in read_rows(table)}
@@ -350,7 +352,7 @@ def main(args: Args) -> None:
         key = {"variant": variant, "seed": seed}
         row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions, "cpu": cpu()}
         row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
-        curve = [r for r in read_rows(folder / "metrics.csv")[:-1] if r["eval/return_mean"]]
+        curve = [r for r in read_rows(folder / "metrics.csv") if r["eval/return_mean"]]
         with lock:
             add_rows(results, args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
             add_rows(results, args.suite, "", [row])  # last: what it holds counts as done

@@ -41,7 +41,6 @@ RUNS = {
     ),
     "gail_ppo": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
     "gail_state_seq": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
-    "toy_pointnav": ([], ["--total-timesteps", "60000", "--eval-interval", "5000", "--checkpoint-interval", "1000"]),
 }
 UNTIMED = ("seconds", "charts/SPS", "time/")  # what may differ starts so
 
@@ -86,25 +85,28 @@ def outcome(run_dir: Path) -> dict:
         "policy": repr(plain(policy)),
         "metrics": metrics,
         "summary": timeless(json.loads((run_dir / "summary.json").read_text())),
-        "W&B runs": len({path.name.rsplit("-", 1)[1] for path in (run_dir / "wandb").glob("offline-run-*-*")}),
+        "W&B runs": len({path.name.rsplit("-", 1)[1] for path in (run_dir.parent / "wandb").glob("offline-run-*-*")}),
     }
 
 
 def kill_and_resume(script: str, run_dir: Path, track: bool, kills: int, rng: random.Random, progress: tqdm) -> None:
     """A run in run_dir to its end, killed so many times on the way."""
-    checkpoint, metrics, log, done = run_dir / "checkpoint.pt", run_dir / "metrics.csv", run_dir.parent / "log.txt", 0
+    checkpoint, log, done = run_dir / "checkpoint.pt", run_dir.parent.parent / "log.txt", 0
+
+    def written() -> int:
+        """When the checkpoint was written, 0 if never."""
+        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
     while not (run_dir / "summary.json").exists():
-        flags, size = ["--resume", str(checkpoint)], 0
-        if checkpoint.exists():
-            size = torch.load(checkpoint, weights_only=True)["logger"]["offset"]
-            os.truncate(metrics, size)  # as the run itself will, so that its first new row shows
-        else:
-            shutil.rmtree(run_dir, ignore_errors=True)  # killed before its first checkpoint: begin again
+        flags, before = ["--resume", str(checkpoint)], written()
+        if not before:
+            shutil.rmtree(run_dir.parent, ignore_errors=True)  # killed before its first checkpoint: begin again
+            run_dir.parent.mkdir()
             flags = settings(script, run_dir, track)
         process = start(script, flags, log)
         if done < kills:
-            # Not while it starts: wait for its first new row, then for a random moment or for a checkpoint's writing.
-            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size not in (0, size)):
+            # Not while it starts: wait for a new checkpoint, then for a random moment or for the next one's writing.
+            while process.poll() is None and written() == before:
                 time.sleep(0.001)
             moment = time.monotonic() + rng.uniform(0, 0.5)
             while process.poll() is None and time.monotonic() < moment:
@@ -123,7 +125,7 @@ def kill_and_resume(script: str, run_dir: Path, track: bool, kills: int, rng: ra
 def compare(script: str, kills: int, seed: int, track: bool) -> list[str]:
     """What differs between a run that was killed and one that was not."""
     with tempfile.TemporaryDirectory() as name, tqdm(total=kills, desc=script, unit="kill", disable=None) as progress:
-        whole, killed = Path(name) / "whole", Path(name) / "killed"
+        whole, killed = Path(name) / "whole/run", Path(name) / "killed/run"  # each with its own wandb folder
         if start(script, settings(script, whole, track), Path(name) / "log.txt").wait() != 0:
             sys.exit(f"{script} failed:\n{(Path(name) / 'log.txt').read_text()[-3000:]}")
         kill_and_resume(script, killed, track, kills, random.Random(seed), progress)
