@@ -13,7 +13,7 @@ a discriminator D learns to tell demonstrated steps from the policy's own; PPO (
 
 Where this departs from the papers, and why:
 
- 1. D is the probability of *expert* (in the paper: of policy): a higher output, a higher reward.
+ 1. D is the probability of *expert* (in the paper: of policy): the higher, the better.
  2. The reward is -log(1 - D), computed from D's logit, so that it stays finite when D saturates.
  3. PPO instead of TRPO: simpler, and faster per step. `toy_pointnav.py` has TRPO.
  4. D has a gradient penalty (Gulrajani et al. 2017), which keeps it smooth enough to climb.
@@ -21,14 +21,17 @@ Where this departs from the papers, and why:
     episodes end early, subtracting a mean changes what is optimal: there use --no-center-reward.
  6. Observations are standardized with the demonstrations' statistics, which never change.
  7. D sees the action as executed (clipped), not as sampled: |a| > 1 would give the policy away.
-    A time limit is no end of the task: the value of the true final observation is bootstrapped.
- 8. The policy's deviation depends on the state, as the demonstrator's does; D would see it else.
+ 8. A time limit does not end the task: the value of the true final observation is bootstrapped.
+ 9. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
+    the two apart by their noise.
+
+Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
 
     python gail_ppo.py                                      # the default set: about a minute
     python gail_ppo.py --num-demos 1                        # from one episode of 100 steps
     python gail_ppo.py --reward-source combined             # env reward + GAIL reward
     python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes, mean and sampled actions
-    python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on where a killed run stopped
+    python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on from the last checkpoint
 """
 
 import io
@@ -78,9 +81,9 @@ class Args:
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
     cuda: bool = False  # networks on the GPU; for networks this small the CPU is faster
-    threads: int = 0  # threads of the physics; networks use up to two of them (0: one a core)
+    threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
 
-    total_timesteps: int = 1_000_000  # environment steps of the whole run
+    total_timesteps: int = 1_000_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 32  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
@@ -127,7 +130,7 @@ class Args:
 
 
 def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
-    """Linear layers with SiLU between, orthogonal weights (gain sqrt 2, at last `output_gain`)."""
+    """Linear layers with SiLU between, orthogonal weights (gain sqrt 2; last layer output_gain)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
         layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
@@ -151,8 +154,8 @@ class Standardize(nn.Module):
 
 
 class Agent(nn.Module):
-    """Gaussian policy and value. The state_dict is all that acting needs: it has the statistics of
-    demo_obs (L, O), which standardize, and the bounds low, high (A,), to which actions are cut."""
+    """Gaussian policy and value. The state_dict has all that acting needs: weights, the statistics
+    of demo_obs (L, O) that standardize observations, and the bounds low and high (A,) of actions."""
 
     def __init__(self, demo_obs: np.ndarray, low, high, hidden_size: int, generator: Generator):
         super().__init__()
@@ -199,7 +202,7 @@ class Discriminator(nn.Module):
         return self.net(x).squeeze(-1)
 
 
-# The algorithm, as pure functions
+# The algorithm, as functions
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -215,7 +218,7 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 
 def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
-    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017,
+    """Mean of (|d logit/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017,
     https://arxiv.org/abs/1704.00028, equation 3), one mix and one norm for each of the B inputs."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
@@ -278,7 +281,7 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
-# The steps of the loop. Each returns what to log
+# The steps of the loop
 
 
 @torch.no_grad()
@@ -303,17 +306,20 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
             "next_obs": torch.from_numpy(next_obs).float(),
             "action": action,  # as sampled: PPO's ratio is about this one
             "executed": executed,  # as clipped: the world, and D, see this one
-            "log_prob": gaussian_log_prob(action, mean, log_std),
+            "mean": mean,
+            "log_std": log_std,
             "env_reward": torch.from_numpy(reward).float(),
             "terminated": torch.from_numpy(terminated),
             "ended": torch.from_numpy(ended),  # terminated or truncated
         })
         episodes["obs"] = torch.from_numpy(new_obs)
         episodes["return"] += torch.from_numpy(reward)
-        finished += episodes["return"][ended].tolist()
-        episodes["return"][ended] = 0.0
+        if ended.any():
+            finished += episodes["return"][ended].tolist()
+            episodes["return"][ended] = 0.0
     torch.set_num_threads(threads)
     rollout = {name: torch.stack([step[name] for step in steps]).to(device) for name in steps[0]}
+    rollout["log_prob"] = gaussian_log_prob(rollout["action"], rollout["mean"], rollout["log_std"])
     return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
@@ -367,8 +373,10 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
     obs, next_obs = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
     with torch.no_grad():
         values, next_values = agent.value(obs), agent.value(next_obs)
-    ends, discounts = (rollout["terminated"], rollout["ended"]), (args.gamma, args.gae_lambda)
-    advantages, returns = compute_gae(rewards, values, next_values, *ends, *discounts)
+    advantages, returns = compute_gae(
+        rewards, values, next_values, rollout["terminated"], rollout["ended"], args.gamma,
+        args.gae_lambda,
+    )
     batch = {"obs": obs, "action": rollout["action"], "log_prob": rollout["log_prob"]}
     batch |= {"advantage": advantages, "return": returns}
     batch = {name: x.flatten(0, 1) for name, x in batch.items()}
@@ -378,7 +386,8 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
             mini = {name: x[indices] for name, x in batch.items()}
             mean, log_std = agent.policy(mini["obs"])
             log_ratio = gaussian_log_prob(mini["action"], mean, log_std) - mini["log_prob"]
-            advantage = (mini["advantage"] - mini["advantage"].mean()) / mini["advantage"].std()
+            advantage = mini["advantage"] - mini["advantage"].mean()
+            advantage = advantage / (mini["advantage"].std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
             entropy = gaussian_entropy(log_std).mean()
@@ -413,8 +422,8 @@ def clone_behaviour(agent: Agent, obs: Tensor, actions: Tensor, generator: Gener
 
 
 def train(args: Args) -> dict[str, float]:
-    """One training, from start or checkpoint to its files; returns summary.json's content."""
-    torch.set_num_threads(1)  # until the loop, so that a run begins alike on any machine
+    """Train from the start or from a checkpoint; returns what summary.json holds."""
+    torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device, generator = "cuda" if args.cuda else "cpu", Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
     envs = make_envs(demos, args.num_envs, args.threads)
@@ -430,10 +439,8 @@ def train(args: Args) -> dict[str, float]:
     expert = disc.pairs(demo_obs, demo_actions)
     if args.bc_warm_start and not args.resume:
         clone_behaviour(agent, demo_obs, demo_actions, generator)
-    episodes = {"obs": torch.from_numpy(envs.reset(seed=args.seed)[0])}
-    episodes["return"] = torch.zeros(args.num_envs, dtype=torch.float64)
 
-    rows, seconds, wandb_id = [], 0.0, None
+    rows, seconds, wandb_id, simulator = [], 0.0, None, None
     learners = {"agent": agent, "disc": disc}
     learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
     if args.resume:
@@ -444,13 +451,17 @@ def train(args: Args) -> dict[str, float]:
             normalizer.moments.extend(saved["moments"][name])
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
-        if saved["simulator"]:  # only the fast one can be saved; others begin new episodes
-            envs.set_state(saved["simulator"])
-            episodes = saved["episodes"]
+        simulator = saved["simulator"]
+    obs, _ = envs.reset(seed=args.seed + len(rows))
+    episodes = {"obs": torch.from_numpy(obs)}
+    episodes["return"] = torch.zeros(args.num_envs, dtype=torch.float64)
+    if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
+        envs.set_state(simulator)
+        episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    require(len(rows) < num_iterations, f"--resume {args.resume}: this run is finished; give a "
-            "greater --total-timesteps to go on.")
+    if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
+        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
     run_dir = open_run("gail_ppo", args, wandb_id)
 
     torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
@@ -480,7 +491,7 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
         require(all(map(math.isfinite, log.values())), f"training diverged at step {step}: {log}; "
-                "the last checkpoint is good; lower the step sizes.")
+                "start again with smaller step sizes (the last checkpoint is from before).")
         rows.append({"global_step": step} | log)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -497,12 +508,12 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
+            policy = {"kind": "gail_ppo policy", "agent": agent.state_dict()}
+            policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
             write_csv(rows, run_dir / "metrics.csv")
+            save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
-    policy = {"kind": "gail_ppo policy", "agent": agent.state_dict()}
-    policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
-    save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
     return report(agent, demos, rows, seconds, args, run_dir)
 
 
@@ -649,7 +660,8 @@ def evaluate(agent: Agent, task: dict, episodes: int, seed: int, threads: int, s
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
-    """What to log of an evaluation's returns (E,); shares of positive returns only."""
+    """What to log of an evaluation's returns (E,), with shares of demonstrations and expert if
+    those earn more than 0."""
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     for name, x in (("demos", demos["returns"].mean()), ("expert", demos["expert_return_mean"])):
         if x > 0:
@@ -658,7 +670,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
 
 
 def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
-    """Returns (E,) with the mean action and with sampled ones; their course: evaluation.npz."""
+    """Returns (E,) with the mean action, and sampled; evaluation.npz gets those after each step."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
@@ -668,7 +680,7 @@ def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list
 
 
 def load_agent(path: str) -> tuple[Agent, dict]:
-    """The agent of a policy.pt, and what else the file holds: its task among it."""
+    """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_ppo policy")
     weights = saved["agent"]
     no_data = np.zeros((1, len(weights["standardize.mean"])))
@@ -682,11 +694,15 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
     returns, sampled = final_evaluation(agent, demos, args, run_dir)
     points = [(x["global_step"], x["eval/return_mean"]) for x in rows if "eval/return_mean" in x]
     demos_mean, (best_step, best) = demos["returns"].mean().item(), max(points, key=lambda x: x[1])
-    reached = [a[0] for a, b in zip(points, points[1:]) if min(a[1], b[1]) >= 0.9 * demos_mean > 0]
+    high = [x >= 0.9 * demos_mean > 0 for _, x in points]
+    reached = [step for (step, _), now, then in zip(points, high, high[1:]) if now and then]
     summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"best/return_mean": best, "best/step": best_step, "demos_return_mean": demos_mean}
-    summary |= {"env_steps": points[-1][0], "charts/SPS": points[-1][0] / seconds}
-    summary |= {"seconds": seconds} | ({"steps_to_90": reached[0]} if reached else {})
+    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
+    summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
+    if demos_mean > 0:
+        summary["demos_return_mean"] = demos_mean
+    if reached:  # the first of two evaluations in a row at 90% of the demonstrations
+        summary["steps_to_90"] = reached[0]
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
@@ -734,6 +750,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
             raise UserError(f"--track: {reason}; {advice}.") from None
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+    (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
     return run_dir
 
 
@@ -779,10 +796,12 @@ def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None
     for name, x in vars(args).items():
         if type(x) in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
-            above = "or more" if low > 0 or name in may_be_zero.split() else "exclusive"
-            good = low <= x <= high and (x > 0 or above == "or more")
-            require(good, f"--{name.replace('_', '-')} is {x}, expected a number from {low} "
-                    f"({above}) to {high:g}; change it.")
+            zero_is_fine = name in may_be_zero.split()
+            expected = f"{low} or more" if low or zero_is_fine else "more than 0"
+            expected += f" and {high} or less" if name in at_most else ""
+            good = low <= x <= high and (x > 0 or zero_is_fine)
+            flag = f"--{name.replace('_', '-')}"
+            require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 
 def parse_args(argv: list[str]) -> Args:

@@ -1,61 +1,55 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
+#                 "tyro==1.0.17", "wandb==0.31.0", "tqdm==4.70.1", "matplotlib==3.11.2"]
+# ///
 """GAIL from state sequences, without actions, complete in one file.
 
-Imitation when the demonstrations hold no actions: the discriminator sees the last N states and is
-asked whether this snippet was the expert's. Policy and value still act on single states. GAIL (Ho & Ermon 2016,
-https://arxiv.org/abs/1606.03476) with PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347); with N = 2 this is
-GAIfO (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
+The demonstrations may hold states alone: the discriminator D sees the last K states (--seq-len) and
+says how sure it is that they are the expert's. Policy and value still act on single states. GAIL
+(Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) with PPO (Schulman et al. 2017,
+https://arxiv.org/abs/1707.06347); K = 2 is GAIfO (Torabi et al. 2018, arxiv.org/abs/1807.06158).
 
-    repeat:  collect a rollout -> windows of N states -> update D -> reward: how expert-like is each -> GAE -> PPO
+    repeat:  collect a rollout -> cut it into windows of K states -> update D
+             -> reward = how sure D is of the expert -> update policy
 
-The window that rewards step t ends with the state that action t led to and looks back:
+The window that rewards step t ends with the state that its action led to, and looks back:
 
-    s(t-N+2) ... s(t) s(t+1)          N = 1: s(t+1) alone.  N = 2: the transition (s(t), s(t+1)).
+    s(t-K+2) ... s(t) s(t+1)        K = 1: s(t+1) alone.  K = 2: the transition s(t), s(t+1).
 
- 1. Looking back, an action can change its own reward and later ones only, so credit goes to causes. A window that looks
-    ahead pays action t for what later actions did, which is noise to it: `--look-ahead` exists to measure that mistake.
- 2. One state stands in N windows, so it collects reward for N steps. The discounted return spreads, but stays causal.
- 3. At the start of an episode the first state is repeated, for expert and policy alike, by one function; no window
-    spans two episodes. Otherwise D could tell the two apart by their padding.
- 4. `--discriminator transformer` reads the window as a sequence: one attention layer from the newest state over the
-    window, with a learned bias for each distance. All windows of a rollout are scored in one banded pass, which equals
-    scoring them one by one only because there is a single attention layer (a second would see past the window).
-    The longer the window, the less of its reward an action decides: in runs of 0.3M steps the MLP gets 81% of the
-    demonstrations with N = 4, and 49% with N = 16. The transformer's biases begin at -distance, for which it gets 75%
-    instead of 54% (benchmark/results/state_seq_tuning.csv, one seed each).
- 5. `--use-actions` makes chains: each state comes with the action that led to it (zeros at the start of an episode).
- 6. As in gail_ppo.py: D outputs the probability of *expert*, has a gradient penalty, sees inputs standardized by the
-    demonstrations; rewards are normalized by a running window; time limits are truncations; the policy's deviation
-    depends on the state.
+ 1. Looking back, an action can change its own reward and later ones only: credit goes to causes.
+    A window that looks ahead would pay action t for what later actions did, which is noise to it
+    (benchmark/patches/state_seq_look_ahead.patch measures that mistake).
+ 2. One state stands in K windows, so it is paid for K times. The return spreads, but stays causal.
+ 3. An episode's first window repeats its first state, for expert and policy alike, by one function.
+    No window spans a reset. Otherwise the beginnings would tell D whose they are.
+ 4. --discriminator transformer reads the window as a sequence: one attention layer, from the newest
+    state. All windows of a rollout are scored in one pass, each state embedded once, which equals
+    one pass for each window because there is one layer (a second would see past the window).
+ 5. Most of a long window lies before the action that it rewards, so it teaches more slowly. It
+    helps that attention begins with the latest states (its biases with minus the distance).
+ 6. --use-actions makes chains: each state comes with the action that led to it.
+ 7. The rest is as in gail_ppo.py: D is the probability of *expert*, with a gradient penalty, on
+    standardized inputs; rewards are normalized; a time limit does not end the task.
 
-Commands (two CPU cores):
+Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
+K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
 
-    python gail_state_seq.py                                    # N = 2, no actions
-    python gail_state_seq.py --seq-len 4                        # the last four states: 78 seconds
-    python gail_state_seq.py --seq-len 16 --discriminator transformer --use-actions   # N may be a whole episode
-    python gail_state_seq.py --num-demos 1                      # from one episode of 100 steps
-    python gail_state_seq.py --evaluate runs/<run>/policy.pt
-    python gail_state_seq.py --resume runs/<run>/checkpoint.pt  # go on where a killed run stopped, bit for bit
-    torchrun --standalone --nproc-per-node 2 gail_state_seq.py  # two processes; README
-
-A resumed run equals the uninterrupted one bit for bit on the CPU with HalfCheetah-v4, at the same number of threads.
-Other environments cannot be saved: there a resumed run begins new episodes.
-
-The algorithm is "Networks" to "The training loop's named steps" and `train`; the rest (demonstrations, environments,
-processes, files) is plumbing, to the letter the same in every script that needs it.
+    python gail_state_seq.py                                     # K = 2: about 80 seconds
+    python gail_state_seq.py --seq-len 16 --discriminator transformer --use-actions
+    python gail_state_seq.py --num-demos 1                       # from one episode of 100 steps
+    python gail_state_seq.py --evaluate runs/<run>/policy.pt     # 100 episodes, mean and sampled
+    python gail_state_seq.py --resume runs/<run>/checkpoint.pt   # go on from the last checkpoint
 """
 
-import csv
-import dataclasses
 import io
 import json
 import math
 import os
-import shutil
-import signal
+import re
 import sys
-import threading
 import time
-import typing
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,44 +59,40 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
-from gymnasium.vector import AutoresetMode
+import wandb
 from matplotlib.figure import Figure
 from mujoco.batch import Batch
 from torch import Generator, Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 from tqdm import tqdm
 
-FORMAT_VERSION = 1
 REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
-OBS_CLIP = 10.0  # standardized observations are clipped to [-OBS_CLIP, OBS_CLIP]
+INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
+HEADS = 4  # of the transformer's attention
 
 
 @dataclass
 class Args:
-    exp_name: str = "gail_state_seq"  # name of the experiment, the first part of the run's name
-    seed: int = 1  # seed of everything random: networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment id; must be the one the demonstrations come from
-    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (.npz, see data/README.md)
+    seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
+    env_id: str = "HalfCheetah-v4"  # environment; must be the one of the demonstrations
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
-    run_name: str = ""  # name of the run's folder (default: <exp-name>__<env-id>__<seed>__<time>)
-    resume: str = ""  # checkpoint.pt of a run to go on with; settings come from it, so give no other flag
+    run_name: str = ""  # name of its folder (default: gail_state_seq__<env-id>__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
     evaluate: str = ""  # policy.pt to evaluate instead of training
-    eval_interval: int = 50_000  # env steps between evaluations (20 episodes with the mean action)
-    eval_episodes: int = 100  # episodes of the final evaluation, with the mean action and again with sampled ones
+    eval_interval: int = 50_000  # env steps between evaluations (20 episodes, mean action)
+    eval_episodes: int = 100  # episodes of the final evaluation, for mean and for sampled actions
     checkpoint_interval: int = 100_000  # env steps between checkpoints
-    capture_video: bool = False  # write a GIF of one episode at the end
-    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline works without an account)
+    track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
-    wandb_entity: str = ""  # Weights & Biases team (default: yours)
-    cuda: bool = False  # run the networks on the GPU; for networks this small the CPU is faster
-    threads: int = 0  # threads that step the physics, two of them for the networks as well (0: one a core)
+    cuda: bool = False  # networks on the GPU; for networks this small the CPU is faster
+    threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
 
-    total_timesteps: int = 1_000_000  # environment steps of the whole run
+    total_timesteps: int = 1_000_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 32  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
@@ -111,317 +101,201 @@ class Args:
     gae_lambda: float = 0.9  # lambda of generalized advantage estimation
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
-    norm_adv: bool = True  # normalize advantages in each minibatch
     clip_coef: float = 0.2  # clipping of the probability ratio
-    clip_vloss: bool = False  # clip the value's change as well
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
-    target_kl: float = 0.0  # leave out the rest of a rollout's epochs once the approximate KL exceeds this (0: never)
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    seq_len: int = 2  # states in the discriminator's window (N)
+    seq_len: int = 2  # states in D's window (K)
     discriminator: Literal["mlp", "transformer"] = "mlp"  # network that reads the window
-    use_actions: bool = False  # show the discriminator the action that led to each state as well
-    look_ahead: bool = False
-    """EXPERIMENT: reward step t by the N states that follow it, the variant that breaks credit assignment; for rollouts
-    that end with an episode, since at either end the last state is repeated"""
-
-    reward_source: Literal["gail", "env", "combined"] = "gail"
-    """what PPO maximizes: the discriminator's reward, the environment's, or the sum of both, each normalized"""
+    use_actions: bool = False  # show D the action that led to each state as well
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
-    """GAIL reward: -log(1-D) = softplus(logit), log D - log(1-D) = logit, log D = logsigmoid(logit)"""
-    normalize_reward: bool = True  # divide the reward by its running standard deviation and subtract its running mean
-    center_reward: bool = True  # subtract the mean when normalizing; turn off where episodes can end early
+    """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
+    normalize_reward: bool = True  # divide by the running deviation, subtract the running mean
+    center_reward: bool = True  # subtract that mean; turn off where episodes can end early
 
-    disc_loss: Literal["bce", "wgan"] = "bce"
-    """discriminator loss: binary cross-entropy, or Wasserstein (reward: the raw score; wants --grad-penalty-coef 10)"""
-    disc_learning_rate: float = 1e-3  # Adam step size of the discriminator
-    disc_steps: int = 10  # minibatch steps of the discriminator per rollout
+    disc_learning_rate: float = 1e-3  # Adam step size of D
+    disc_steps: int = 10  # minibatch steps of D per rollout
     disc_batch_size: int = 0
-    """expert windows, and as many of the policy's, in a discriminator minibatch (0: 512, with the transformer 48)"""
-    disc_hidden_size: int = 128  # width of the two hidden layers of the discriminator
-    grad_penalty_coef: float = 0.3  # weight of the discriminator's gradient penalty
-    disc_ent_coef: float = 0.0  # weight of the entropy bonus on the discriminator's output
+    """expert windows, and as many of the policy's, in a minibatch (0: 512, with transformer 48)"""
+    disc_hidden_size: int = 128  # width of D's two hidden layers
+    grad_penalty_coef: float = 0.3  # weight of D's gradient penalty
 
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
-        require_range(self, ["gamma", "gae_lambda"], "between 0 and 1", lambda x: 0 <= x <= 1)
-        may_be_zero = "num_demos threads gamma gae_lambda ent_coef vf_coef target_kl grad_penalty_coef disc_ent_coef"
-        check_numbers(self, f"{may_be_zero} disc_batch_size")
         rollout = self.num_envs * self.num_steps
-        expected = f"of at most {rollout // 2}, half of a rollout (num-envs x num-steps)"
-        require_range(self, ["num_minibatches"], expected, lambda x: 2 * x <= rollout)
-        expected = f"of {rollout} or more, one rollout (num-envs x num-steps)"
-        require_range(self, ["total_timesteps"], expected, lambda x: x >= rollout)
-        if self.cuda and not torch.cuda.is_available():
-            raise UserError("--cuda was given, but PyTorch sees no GPU; leave it out or install a CUDA build of torch.")
-        if self.disc_loss == "wgan" and self.reward_form != "softplus":
-            raise UserError("--reward-form is for --disc-loss bce; WGAN's reward is its raw score; drop one of them.")
-        if self.discriminator == "transformer":
-            heads = TransformerDiscriminator.heads
-            require_range(
-                self, ["disc_hidden_size"], f"that is a multiple of {heads} (heads)", lambda x: x % heads == 0
-            )
-        if self.reward_source == "combined" and not self.normalize_reward:
-            raise UserError("--reward-source combined adds normalized rewards; drop it or --no-normalize-reward.")
-
-
-class UserError(Exception):
-    """A user's mistake: shown as one sentence, exit code 2."""
-
-
-def parse_args(argv: list[str], args_type):
-    """Command line to dataclass. Booleans may also be --flag=True or --flag=False, as a W&B sweep agent writes them."""
-    classes = typing.get_args(args_type) or (args_type,)
-    booleans = {field.name for cls in classes for field in dataclasses.fields(cls) if field.type is bool}
-    rewritten = []
-    for arg in argv:
-        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
-        if arg.startswith("--") and name in booleans and value in ("True", "False"):
-            arg = f"--{'' if value == 'True' else 'no-'}{name.replace('_', '-')}"
-        rewritten.append(arg)
-    args = tyro.cli(args_type, args=rewritten)
-    if getattr(args, "resume", "") and sum(arg.startswith("--") for arg in argv) > 1:
-        raise UserError("--resume takes every setting from the checkpoint, so it stands alone; drop the other flags.")
-    return args
-
-
-def check_numbers(args, may_be_zero: str) -> None:
-    """Raise UserError unless every number in args is greater than 0, or 0 where its name is among may_be_zero."""
-    numbers = [x.name for x in dataclasses.fields(args) if x.type in (int, float)]
-    require_range(args, ["seed"], "from 0 to 2147483647", lambda x: 0 <= x < 2**31)
-    require_range(args, may_be_zero.split(), "0 or greater", lambda x: x >= 0)
-    positive = [name for name in numbers if name not in ("seed", *may_be_zero.split())]
-    require_range(args, positive, "greater than 0", lambda x: x > 0)
-
-
-def require_range(args, names: list[str], expected: str, accepts) -> None:
-    """Raise UserError unless every named number in args is finite and accepted."""
-    for name in names:
-        value = getattr(args, name)
-        if not (abs(value) < math.inf and accepts(value)):
-            raise UserError(f"--{name.replace('_', '-')} is {value}, expected a number {expected}; change it.")
-
-
-# Demonstrations
-
-
-@dataclass
-class Demos:
-    """E demonstrated episodes, L steps in all. What a file may lack is None."""
-
-    observations: np.ndarray  # (L + E, O) float32, each episode's final observation included
-    terminated: np.ndarray  # (E,) bool
-    truncated: np.ndarray  # (E,) bool
-    lengths: np.ndarray  # (E,) int64, steps of each episode
-    metadata: dict
-    actions: np.ndarray | None = None  # (L, A) float32, as executed
-    rewards: np.ndarray | None = None  # (L,) float32
-    qpos: np.ndarray | None = None  # (L + E, nq) float64
-
-    @property
-    def obs_before_step(self) -> np.ndarray:
-        """(L, O): the observation each action answered, i.e. all but the final ones."""
-        return np.delete(self.observations, np.cumsum(self.lengths + 1) - 1, axis=0)
-
-    @property
-    def returns(self) -> np.ndarray:
-        """(E,): undiscounted return of each episode; NaN where the file has no rewards."""
-        if self.rewards is None:
-            return np.full(len(self.lengths), np.nan)
-        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
-
-
-def load_demos(
-    path: str, env_id: str | None, num_demos: int, rng: np.random.Generator, required: tuple[str, ...]
-) -> Demos:
-    """Read and check a demonstration set; keep `num_demos` episodes drawn without replacement by rng (0: all).
-
-    Raises UserError where the file is missing, damaged, of another environment, or lacks a `required` field.
-    """
-
-    def require(condition: bool, problem: str) -> None:
-        if not condition:
-            raise UserError(f"--demos {path}: {problem}; give a set of collect_expert_sac.py (see data/README.md).")
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files}
-        metadata = json.loads(str(fields.pop("metadata")[()]))
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        require(False, f"not a readable demonstration set ({getattr(error, 'strerror', None) or type(error).__name__})")
-
-    for name in ("observations", "terminated", "truncated", "lengths", *required):
-        require(name in fields, f"the field '{name}' is missing, and this script needs it")
-    versioned = isinstance(metadata, dict) and metadata.get("format_version") == FORMAT_VERSION
-    require(versioned, f"its format version is not {FORMAT_VERSION}")
-    recorded_in, limit = metadata.get("env_id"), metadata.get("max_episode_steps")
-    require(not env_id or recorded_in == env_id, f"recorded in {recorded_in}, but --env-id is {env_id}")
-    require(isinstance(limit, int) and limit >= 1, "its metadata has no max_episode_steps of 1 or more")
-    require(isinstance(metadata.get("expert_return_mean", 0), (int, float)), "its expert_return_mean is no number")
-    lengths = fields["lengths"]
-    counted = lengths.ndim == 1 and len(lengths) > 0 and lengths.dtype.kind == "i" and lengths.min() >= 1
-    require(counted, "'lengths' must hold at least one episode, each of 1 step or more")
-    episodes, steps = len(lengths), int(lengths.sum())
-    rows = dict.fromkeys(("observations", "qpos"), steps + episodes)
-    rows |= dict.fromkeys(("actions", "rewards"), steps) | dict.fromkeys(("terminated", "truncated"), episodes)
-    for name, count in rows.items():
-        array, ndim = fields.get(name), 2 if name in ("observations", "qpos", "actions") else 1
-        if array is not None:
-            fits, found = array.shape[:1] == (count,) and array.ndim == ndim, f"{array.dtype} of shape {array.shape}"
-            require(fits and array.dtype.kind in "fbiu", f"'{name}' is {found}, expected {count} rows of numbers")
-        if name in ("observations", *required):
-            require(np.isfinite(array).all(), f"'{name}' holds NaN or infinity, expected finite numbers")
-    if not 0 <= num_demos <= episodes:
-        raise UserError(f"--num-demos is {num_demos}, but {path} holds {episodes} episodes; ask for 0 (all) or fewer.")
-
-    chosen = np.isin(np.arange(episodes), rng.choice(episodes, num_demos or episodes, replace=False))
-    masks = {steps: np.repeat(chosen, lengths), steps + episodes: np.repeat(chosen, lengths + 1), episodes: chosen}
-    kept = {name: fields[name][masks[count]] for name, count in rows.items() if name in fields}
-    kept |= {name: kept[name].astype(np.float32) for name in ("observations", "actions", "rewards") if name in kept}
-    return Demos(lengths=lengths[chosen], metadata=metadata, **kept)
-
-
-# Environments: both classes give the same loop the same things
-
-
-class BatchHalfCheetah:
-    """N HalfCheetah-v4 simulations on MuJoCo's native threads; equal to gymnasium's, step for step, and bit-identical
-    at any number of threads. Ended episodes reset at once; `final_obs` keeps the observation they ended with."""
-
-    frame_skip, reset_noise, control_cost = 5, 0.1, 0.1
-
-    def __init__(self, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-        mujoco.set_mju_user_warning(lambda message: None)  # the model file uses a deprecated attribute
-        self.model = mujoco.MjModel.from_xml_path(f"{gym.__path__[0]}/envs/mujoco/assets/half_cheetah.xml")
-        mujoco.set_mju_user_warning(None)
-        self.batch = Batch(self.model, num_envs, threads)
-        self.qpos, self.qvel, self.ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))  # live views
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.obs_dim, self.action_dim = self.model.nq - 1 + self.model.nv, self.model.nu
-        self.action_low, self.action_high = self.model.actuator_ctrlrange.T
-        self.dt = self.frame_skip * self.model.opt.timestep
-        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng(seed)
-
-    def observe(self) -> np.ndarray:
-        """(N, O) float64: all positions but the root's x, then all velocities."""
-        return np.concatenate([self.qpos[:, 1:], self.qvel], axis=1)
-
-    def reset(self, ids: np.ndarray | None = None) -> np.ndarray:
-        """Start new episodes in the given simulations (None: all); returns all observations."""
-        ids = np.arange(self.num_envs) if ids is None else ids
-        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        noise = self.rng.uniform(-self.reset_noise, self.reset_noise, (len(ids), self.model.nq))
-        self.qpos[ids] = self.model.qpos0 + noise
-        self.qvel[ids] = self.reset_noise * self.rng.standard_normal((len(ids), self.model.nv))
-        self.elapsed[ids] = 0
-        return self.observe()
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """actions (N, A) in bounds -> next_obs (N, O), rewards (N,), terminated (N,), truncated (N,), final_obs (N, O).
-
-        next_obs is what the next action answers; final_obs what this one led to: they differ where an episode ended.
-        """
-        x_before = self.qpos[:, 0].copy()
-        self.ctrl[:] = actions
-        self.batch.step(nstep=self.frame_skip)
-        self.final_qpos, self.final_qvel = self.qpos.copy(), self.qvel.copy()
-        rewards = (self.qpos[:, 0] - x_before) / self.dt - self.control_cost * np.square(actions).sum(axis=1)
-        self.elapsed += 1
-        truncated = self.elapsed >= self.max_episode_steps
-        next_obs = final_obs = self.observe()
-        if truncated.any():
-            next_obs = self.reset(np.flatnonzero(truncated))
-        return next_obs, rewards, np.zeros(self.num_envs, bool), truncated, final_obs
-
-    def state_dict(self) -> dict:
-        """Everything the simulations need to go on bit for bit, warm starts included."""
-        state = torch.from_numpy(self.batch.state.copy())
-        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, saved: dict) -> None:
-        self.batch.state[:] = saved["state"].numpy()
-        self.elapsed[:] = saved["elapsed"]
-        self.rng.bit_generator.state = saved["rng"]
-
-
-class GymnasiumEnvs:
-    """N copies of any gymnasium environment with flat Box observations and actions, behind the same interface."""
-
-    def __init__(self, env_id: str, num_envs: int, max_episode_steps: int, seed: int):
-        options = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
-        try:
-            self.envs = gym.make_vec(env_id, num_envs, max_episode_steps=max_episode_steps, **options)
-        except (gym.error.Error, ImportError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
-        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        for name, space in (("observations", obs_space), ("actions", action_space)):
-            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-                raise UserError(f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose another env.")
-        self.num_envs, self.obs_dim, self.action_dim = num_envs, obs_space.shape[0], action_space.shape[0]
-        self.action_low, self.action_high, self.seed = action_space.low, action_space.high, seed
-
-    def reset(self) -> np.ndarray:
-        return self.envs.reset(seed=self.seed)[0]
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """As BatchHalfCheetah.step."""
-        next_obs, rewards, terminated, truncated, info = self.envs.step(actions)
-        final_obs = next_obs.copy()
-        for i in np.flatnonzero(terminated | truncated):
-            final_obs[i] = info["final_obs"][i]
-        return next_obs, rewards, terminated, truncated, final_obs
-
-    def state_dict(self) -> dict:
-        return {}  # a general simulator's state cannot be read: a resumed run starts new episodes
-
-    def load_state_dict(self, saved: dict) -> None:
-        pass
-
-
-def make_envs(env_id: str, num_envs: int, max_episode_steps: int, seed: int, threads: int):
-    """The fast HalfCheetah-v4, or gymnasium's version of anything else."""
-    if env_id == "HalfCheetah-v4":
-        return BatchHalfCheetah(num_envs, max_episode_steps, seed, threads or len(os.sched_getaffinity(0)))
-    return GymnasiumEnvs(env_id, num_envs, max_episode_steps, seed)
+        at_most = {"seed": 2**31 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": rollout // 2}
+        may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
+        may_be_zero += " disc_batch_size"
+        check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
+        require(self.discriminator == "mlp" or self.disc_hidden_size % HEADS == 0,
+                f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
+                "the transformer's heads; change it.")
+        require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
+                "GPU; drop it or install a CUDA build of torch.")
+        if self.disc_batch_size == 0:
+            self.disc_batch_size = {"mlp": 512, "transformer": 48}[self.discriminator]
+        if self.threads == 0:
+            has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
+            self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
 
 
 # Networks
 
 
-def mlp(sizes: list[int], activation: type[nn.Module], output_gain: float, generator: Generator) -> nn.Sequential:
-    """Fully connected layers, orthogonal weights (gain sqrt 2, `output_gain` in the last), zero biases."""
+def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
+    """Linear layers with SiLU between, orthogonal weights (gain sqrt 2; last layer output_gain)."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
-        last = i == len(sizes) - 2
-        layer = nn.Linear(fan_in, fan_out)
-        nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2), generator=generator)
-        nn.init.zeros_(layer.bias)
-        layers += [layer] if last else [layer, activation()]
-    return nn.Sequential(*layers)
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
+        gain = output_gain if len(layers) == 2 * len(sizes) - 2 else math.sqrt(2)
+        nn.init.orthogonal_(layers[-2].weight, gain, generator=generator)
+        nn.init.zeros_(layers[-2].bias)
+    return nn.Sequential(*layers[:-1])
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights."""
+
+    def __init__(self, data: np.ndarray):
+        super().__init__()
+        data = data.astype(np.float64)  # sums in float32 lose digits
+        self.register_buffer("mean", torch.from_numpy(data.mean(0)).float())
+        self.register_buffer("std", torch.from_numpy(data.std(0) + 1e-3).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP)
 
 
 class Agent(nn.Module):
-    """Gaussian policy and value function. Both read standardized observations (..., O)."""
+    """Gaussian policy and value. The state_dict has all that acting needs: weights, the statistics
+    of demo_obs (L, O) that standardize observations, and the bounds low and high (A,) of actions."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
+    def __init__(self, demo_obs: np.ndarray, low, high, hidden_size: int, generator: Generator):
         super().__init__()
-        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], nn.SiLU, 0.01, generator)
-        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
+        obs_dim, action_dim = demo_obs.shape[1], len(low)
+        self.standardize = Standardize(demo_obs)
+        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], 0.01, generator)
+        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
+        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
+        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
 
-    def policy(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the action, (..., A) each."""
-        mean, log_std = self.actor(obs).chunk(2, dim=-1)
+    def policy(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log deviation of the action, (..., A) each, from standardized x (..., O)."""
+        mean, log_std = self.actor(x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.critic(x).squeeze(-1)
+
+    @torch.inference_mode()
+    def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
+        """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
+        generator, a sampled one."""
+        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.low.device)
+        action, log_std = self.policy(self.standardize(obs))
+        if generator is not None:
+            noise = torch.randn(action.shape, generator=generator)
+            action = action + log_std.exp() * noise.to(action.device)
+        return action.clamp(self.low, self.high).cpu().numpy()
+
+
+class MLPDiscriminator(nn.Module):
+    """Logit of "this is the expert's" from a window's tokens side by side: (..., K, X) -> (...)."""
+
+    def __init__(self, demo_tokens, seq_len: int, hidden_size: int, generator: Generator):
+        super().__init__()
+        self.standardize = Standardize(demo_tokens)
+        sizes = [seq_len * demo_tokens.shape[1], hidden_size, hidden_size, 1]
+        self.net = mlp(sizes, 1.0, generator)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return self.net(windows.flatten(-2)).squeeze(-1)
+
+    def score(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Logits (T, N) of the windows that cut_windows made."""
+        return self(gather_windows(tokens, index))
+
+
+class TransformerDiscriminator(nn.Module):
+    """The same logit from one attention layer: the newest token asks, all K answer.
+
+    A learned bias for each distance tells the tokens apart. It begins at -distance (after ALiBi,
+    Press et al. 2022, https://arxiv.org/abs/2108.12409, whose biases are fixed), so that what lies
+    d tokens back begins with a weight near exp(-d). Attention is written out: PyTorch's fused one
+    has no double backward on the CPU, and the gradient penalty needs it."""
+
+    def __init__(self, demo_tokens, seq_len: int, hidden_size: int, generator: Generator):
+        super().__init__()
+        self.standardize = Standardize(demo_tokens)
+        self.embed = mlp([demo_tokens.shape[1], hidden_size, hidden_size], 1.0, generator)
+        layers = [mlp([hidden_size, hidden_size], 1.0, generator) for _ in range(3)]
+        self.query, self.key, self.value = layers
+        # exp(-30) counts for nothing; exp(-100) is a denormal number, and slow on some CPUs
+        distance = torch.arange(seq_len).flip(0).clamp(max=30).float()
+        self.distance_bias = nn.Parameter(-distance.repeat(HEADS, 1))  # (heads, K), oldest first
+        self.head = mlp([2 * hidden_size, hidden_size, 1], 1.0, generator)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(..., K, H) -> (..., heads, K, H / heads)."""
+        return x.unflatten(-1, (HEADS, -1)).transpose(-2, -3)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        embedded = self.embed(windows)  # (..., K, H)
+        newest = embedded[..., -1:, :]
+        query = self.split_heads(self.query(newest))
+        key, value = self.split_heads(self.key(embedded)), self.split_heads(self.value(embedded))
+        match = (query * key).sum(-1) / math.sqrt(key.shape[-1])  # (..., heads, K)
+        weight = torch.softmax(match + self.distance_bias, dim=-1)
+        answer = (weight.unsqueeze(-1) * value).sum(-2).flatten(-2)  # (..., H)
+        return self.head(torch.cat([newest.squeeze(-2), answer], dim=-1)).squeeze(-1)
+
+    def score(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Logits (T, N) of the windows that cut_windows made: what `forward` says of each, but with
+        each of the S tokens embedded once, not in K windows."""
+        embedded = self.embed(tokens).transpose(0, 1)  # (N, S, H)
+        newest = embedded[:, -len(index) :]  # (N, T, H)
+        query = self.split_heads(self.query(newest))
+        key, value = self.split_heads(self.key(embedded)), self.split_heads(self.value(embedded))
+        match = query / math.sqrt(key.shape[-1]) @ key.transpose(-1, -2)  # (N, heads, T, S)
+        index = index.transpose(0, 1).unsqueeze(1).expand(-1, HEADS, -1, -1)  # (N, heads, T, K)
+        weight = torch.softmax(match.gather(-1, index) + self.distance_bias.unsqueeze(1), dim=-1)
+        weight = torch.zeros_like(match).scatter_add_(-1, index, weight)  # repeated tokens add up
+        answer = (weight @ value).transpose(1, 2).flatten(2)  # (N, T, H)
+        return self.head(torch.cat([newest, answer], dim=-1)).squeeze(-1).T
+
+
+# The algorithm, as functions
+
+
+def window_index(begins: Tensor, seq_len: int) -> Tensor:
+    """Which tokens make the window of each step, the newest last: (T, N) -> (T, N, K), counted in
+
+        the K tokens of the window before step 0, then s(0) ... s(T-1), then s(1) ... s(T).
+
+    Where `begins` says that an episode begins, its first state stands for all that lies before."""
+    (steps, envs), device, index = begins.shape, begins.device, []
+    window = torch.arange(seq_len, device=device).expand(envs, -1)
+    for t in range(steps):
+        window = torch.where(begins[t, :, None], seq_len + t, window)
+        newest = torch.full((envs, 1), seq_len + steps + t, device=device)
+        window = torch.cat([window[:, 1:], newest], dim=1)
+        index.append(window)
+    return torch.stack(index)
+
+
+def gather_windows(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens (S, N, X), index (T, N, K) -> windows (T, N, K, X)."""
+    return tokens[index, torch.arange(index.shape[1], device=index.device)[:, None]]
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log N(action; mean, exp(log_std)^2), summed over the last axis: (..., A) -> (...)."""
     z = (action - mean) * torch.exp(-log_std)
-    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+    constant = 0.5 * math.log(2 * math.pi) * action.shape[-1]
+    return -0.5 * z.square().sum(-1) - log_std.sum(-1) - constant
 
 
 def gaussian_entropy(log_std: Tensor) -> Tensor:
@@ -429,220 +303,56 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-class MLPDiscriminator(nn.Module):
-    """Logit of 'this window is the expert's' from all its tokens side by side: (..., N, X) -> (...)."""
-
-    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
-        super().__init__()
-        self.net = mlp([seq_len * token_dim, hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
-
-    def forward(self, windows: Tensor) -> Tensor:
-        return self.net(windows.flatten(-2)).squeeze(-1)
-
-
-class TransformerDiscriminator(nn.Module):
-    """One attention layer: the newest token of the window asks, all N answer: (..., N, X) -> (...).
-
-    A learned bias for each distance tells the tokens apart. It begins at -distance (after ALiBi, Press et al. 2022,
-    https://arxiv.org/abs/2108.12409, whose biases are fixed), so that D judges by the latest tokens first: what lies
-    long before an action is no reason to pay for it. What lies d tokens back begins with a weight near exp(-d).
-    Attention is written out, since PyTorch's fused one has no double backward on the CPU, which the penalty needs."""
-
-    heads = 4
-
-    def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
-        super().__init__()
-        self.embed = mlp([token_dim, hidden_size, hidden_size], nn.SiLU, 1.0, generator)
-        self.query, self.key, self.value = (mlp([hidden_size, hidden_size], nn.SiLU, 1.0, generator) for _ in range(3))
-        # Steps before the newest token. exp(-30) counts for nothing; exp(-100) would be a denormal number, which some
-        # CPUs multiply many times slower.
-        distance = torch.arange(seq_len, dtype=torch.float32).clamp(max=30)
-        self.distance_bias = nn.Parameter(-distance.repeat(self.heads, 1))
-        self.head = mlp([2 * hidden_size, hidden_size, 1], nn.SiLU, 1.0, generator)
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """(..., N, H) -> (..., heads, N, H / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-
-    def forward(self, windows: Tensor) -> Tensor:
-        embedded = self.embed(windows)  # (..., N, H)
-        newest = embedded[..., -1:, :]
-        query = self.split_heads(self.query(newest))
-        key, value = (self.split_heads(layer(embedded)) for layer in (self.key, self.value))
-        logits = (query * key).sum(-1) / math.sqrt(key.shape[-1]) + self.distance_bias.flip(-1)  # (..., heads, N)
-        answer = (torch.softmax(logits, -1).unsqueeze(-1) * value).sum(-2).flatten(-2)  # (..., H)
-        return self.head(torch.cat([newest.squeeze(-2), answer], -1)).squeeze(-1)
-
-    def score(self, stream: "Stream") -> Tensor:
-        """Logits (T, B) of every step's window in one banded pass: each token is embedded once, step t attends to its
-        new token and to tokens t-N+2 ... t of its episode. The repeated first state of an early window is one key whose
-        biases add up, since copies share key and value: sum_d exp(qk + b_d) = exp(qk + logsumexp_d b_d)."""
-        seq_len, (steps, _) = self.distance_bias.shape[1], stream.start.shape
-        old, new = self.embed(stream.tokens).transpose(0, 1), self.embed(stream.next_tokens).transpose(0, 1)
-        query, new_key, new_value = (self.split_heads(layer(new)) for layer in (self.query, self.key, self.value))
-        key, value = (self.split_heads(layer(old)) for layer in (self.key, self.value))  # (B, heads, T, H / heads)
-        scale = math.sqrt(key.shape[-1])
-
-        t, j = torch.arange(steps, device=key.device)[:, None], torch.arange(steps, device=key.device)[None]
-        start = stream.start.T[:, :, None]  # (B, T, 1)
-        distance = (t + 1 - j).clamp(0, seq_len - 1)  # (T, T), of token j seen from step t's newest
-        visible = (j <= t) & (j >= t - seq_len + 2) & (j >= start)  # (B, T, T)
-        # The first token of the episode stands for itself and for all its copies further back in the window.
-        tail = self.distance_bias.flip(-1).logcumsumexp(-1).flip(-1)  # [h, d]: logsumexp of the biases from d on
-        is_first = (j == start) & (j >= t - seq_len + 2)
-        bias = torch.where(is_first[:, None], tail[:, distance], self.distance_bias[:, distance])
-        logits = (query @ key.transpose(-1, -2) / scale + bias).masked_fill(~visible[:, None], -math.inf)
-        new_logit = (query * new_key).sum(-1, keepdim=True) / scale + self.distance_bias[:, None, :1]
-        weights = torch.softmax(torch.cat([logits, new_logit], -1), -1)  # (B, heads, T, T + 1)
-        answer = (weights[..., :-1] @ value + weights[..., -1:] * new_value).transpose(1, 2).flatten(2)  # (B, T, H)
-        return self.head(torch.cat([new, answer], -1)).squeeze(-1).T[-stream.steps :]
-
-
-# Windows
-
-
-@dataclass
-class Stream:
-    """Steps of B environments (for demonstrations B = 1) on one time axis, ready to be cut into windows.
-
-    The axis may begin with tokens of earlier rollouts, so that a window reaches back over a rollout's border.
-    """
-
-    tokens: Tensor  # (P + T, B, X): what step t started from, s(t), with the action that led there if wanted
-    next_tokens: Tensor  # (P + T, B, X): what it led to, s(t+1), with action t
-    start: Tensor  # (P + T, B) int64: index of the first step of the step's episode
-    end: Tensor  # (P + T, B) int64: index of the last known step of the step's episode
-    steps: int  # T: the steps that get a window, the last ones
-
-
-def make_windows(stream: Stream, seq_len: int, look_ahead: bool = False) -> Tensor:
-    """The N tokens that reward each step: (T, B, N, X).
-
-    Looking back: tokens t-N+2 ... t of the step's episode (the first repeated where it has too few), next token t.
-    Looking ahead: next tokens t ... t+N-1, the last repeated.
-    """
-    length, envs = stream.start.shape
-    t = torch.arange(length - stream.steps, length, device=stream.start.device)[:, None, None]
-    env = torch.arange(envs, device=stream.start.device)[None, :, None]
-    start, end = (x[-stream.steps :, :, None] for x in (stream.start, stream.end))
-    offsets = torch.arange(seq_len, device=stream.start.device)
-    if look_ahead:
-        return stream.next_tokens[torch.minimum(t + offsets, end), env]
-    past = stream.tokens[torch.maximum(t - seq_len + 2 + offsets[:-1], start), env]
-    return torch.cat([past, stream.next_tokens[-stream.steps :, :, None]], dim=2)
-
-
-def obs_after_step(demos: Demos) -> np.ndarray:
-    """(L, O): the observation each action led to, i.e. all but the first of each episode."""
-    return np.delete(demos.observations, np.cumsum(demos.lengths + 1) - demos.lengths - 1, axis=0)
-
-
-class History:
-    """Turns rollouts into streams, remembering the tokens that the next rollout's first windows reach back to."""
-
-    def __init__(self, seq_len: int, use_actions: bool, obs_dim: int, action_dim: int, num_envs: int, device):
-        self.keep, self.use_actions = max(seq_len - 2, 0), use_actions
-        self.tokens = torch.zeros((self.keep, num_envs, obs_dim + action_dim * use_actions), device=device)
-        self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)  # steps of the running episodes so far
-        self.action = torch.zeros((1, num_envs, action_dim), device=device)  # the last one
-
-    def stream(self, obs: Tensor, next_obs: Tensor, actions: Tensor | None, ended: Tensor) -> Stream:
-        """(T, B, O), (T, B, O), (T, B, A) or None, (T, B) -> Stream; to be called once a rollout, in order."""
-        steps = len(obs)
-        t = torch.arange(steps, device=obs.device)[:, None].expand_as(ended)
-        begins = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
-        start = torch.where(begins, t, -self.age.expand_as(t)).cummax(0).values  # below 0: in an earlier rollout
-        end = torch.where(ended, t, steps - 1).flip(0).cummin(0).values.flip(0)
-        if self.use_actions:  # each state comes with the action that led to it, zeros at the start of an episode
-            led_here = torch.cat([self.action, actions[:-1]]) * (start != t)[..., None]
-            obs, next_obs = torch.cat([obs, led_here], -1), torch.cat([next_obs, actions], -1)
-            self.action = actions[-1:]
-        carried = min(self.keep, int(self.age.max()))  # nothing, where every rollout starts new episodes
-        tokens = torch.cat([self.tokens[self.keep - carried :], obs])
-        next_tokens = torch.cat([torch.zeros_like(tokens[:carried]), next_obs])
-        start, end = (F.pad(x + carried, (0, 0, carried, 0)).clamp(min=0) for x in (start, end))
-        self.age = torch.where(ended[-1], 0, len(tokens) - start[-1])
-        self.tokens = torch.cat([self.tokens, obs])[len(obs) :]
-        return Stream(tokens, next_tokens, start, end, steps)
-
-    def state_dict(self) -> dict:
-        return {"tokens": self.tokens.cpu(), "age": self.age.cpu(), "action": self.action.cpu()}
-
-    def load_state_dict(self, saved: dict) -> None:
-        self.tokens, self.age, self.action = (saved[name].to(self.age.device) for name in ("tokens", "age", "action"))
-
-
-# The algorithm, as pure functions
-
-
-def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std, clipped to [-OBS_CLIP, OBS_CLIP]."""
-    return ((x - mean) / std).clamp(-OBS_CLIP, OBS_CLIP)
-
-
 def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
-    """Mean of (|dD/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017, eq. 3), with one mix
-    and one norm for each of the B inputs, whatever their shape."""
+    """Mean of (|d logit/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017,
+    https://arxiv.org/abs/1704.00028, equation 3), one mix and one norm for each of the B inputs."""
     x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
     return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
 
 
-def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor, kind: str, ent_coef: float) -> tuple[Tensor, Tensor]:
-    """Loss to minimize (before the gradient penalty) and mean entropy of D's output in nats.
-
-    bce:  -E_expert[log D] - E_policy[log(1 - D)], D = sigmoid(logit); 2 log 2 when D cannot tell (Ho & Ermon, eq. 17).
-    wgan: E_policy[score] - E_expert[score]; sigmoid(score) is then only an indicator of which side a score falls.
-    """
-    loss = policy_logit.mean() - expert_logit.mean()
-    if kind == "bce":
-        loss = F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
-    logits = torch.cat([expert_logit, policy_logit])
-    entropy = (F.softplus(logits) - torch.sigmoid(logits) * logits).mean()  # of a Bernoulli, from its logit
-    return loss - ent_coef * entropy, entropy
+def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
+    """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
+    (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
+    return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL reward of any shape from D's logit. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an early end,
-    logit (AIRL's form, Fu et al. 2018) for either: with a fixed horizon the choice is harmless, otherwise not."""
+    """GAIL's reward, of any shape. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an
+    early end, logit (AIRL's, Fu et al. 2018) for either; with a fixed horizon all are harmless."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
-    return logit if form == "logit" else F.logsigmoid(logit)  # log D - log(1 - D), or log D
+    if form == "logsigmoid":
+        return F.logsigmoid(logit)  # log D
+    return logit  # log D - log(1 - D)
 
 
 class RewardNormalizer:
-    """Normalizes rewards by the mean and standard deviation of all rewards of the last `window` rollouts."""
+    """Normalizes by mean and deviation of all rewards of the last REWARD_WINDOW rollouts."""
 
-    def __init__(self, window: int | None = REWARD_WINDOW):
-        self.moments: deque[tuple[float, float]] = deque(maxlen=window)  # (mean, mean square) of each rollout
+    def __init__(self):
+        self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
 
     def update(self, rewards: Tensor) -> None:
-        rewards = rewards.double()  # a mean of squares minus a squared mean loses float32's digits
+        rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
     def normalize(self, rewards: Tensor, center: bool) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean * center) / max(std, 1e-3)  # a constant reward must not become a huge one
-
-    def state_dict(self) -> dict:
-        return {"moments": list(self.moments)}
-
-    def load_state_dict(self, saved: dict) -> None:
-        self.moments.extend(saved["moments"])
+        return (rewards - mean * center) / max(std, 1e-3)  # a constant must not become huge
 
 
-def compute_gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N).
+def compute_gae(rewards, values, next_values, terminated, ended, gamma, gae_lambda):
+    """Generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438,
+    equation 16), all (T, N) -> advantages, returns (advantages + values).
 
-    next_values are V of the true next observations, so a truncated step bootstraps from where its episode stopped and
-    only a terminated one from nothing; `ended` (terminated or truncated) keeps the sum within its episode.
-    Returns advantages and returns (advantages + values).
+    next_values are V of the true next observations: a truncated step bootstraps from where its
+    episode stopped, only a terminated one from nothing. `ended` (terminated or truncated) keeps
+    the sum within its episode.
     """
     deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
-    decay = gamma * lam * (1 - ended.to(values.dtype))
+    decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         running = deltas[t] + decay[t] * running
@@ -651,734 +361,581 @@ def compute_gae(
 
 
 def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
-    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimize: (B,), (B,) -> ()."""
+    """Clipped surrogate (Schulman et al. 2017, equation 7), to minimize: (B,), (B,) -> ()."""
     ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
-def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_coef: float | None) -> Tensor:
-    """Half the squared error, (B,) -> (); with clip_coef, the larger of it and that of the value cut near old_value."""
-    loss = (value - returns).square()
-    if clip_coef is not None:
-        clipped = old_value + (value - old_value).clamp(-clip_coef, clip_coef)
-        loss = torch.maximum(loss, (clipped - returns).square())
-    return 0.5 * loss.mean()
+# The steps of the loop
 
 
-# The training loop's named steps
+@torch.no_grad()
+def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Generator):
+    """Sample T steps in each of N environments -> rollout {name: (T, N, ...)}, log. `episodes` goes
+    on from one rollout to the next: "obs" (N, O), the latest observations, "return" (N,) so far."""
+    device, threads = agent.low.device, torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
+    noise = torch.randn((num_steps, envs.num_envs, len(agent.low)), generator=generator).to(device)
+    steps, finished = [], []
+    for t in range(num_steps):
+        obs = episodes["obs"].float().to(device)
+        mean, log_std = agent.policy(agent.standardize(obs))
+        action = mean + log_std.exp() * noise[t]
+        executed = action.clamp(agent.low, agent.high)
+        new_obs, reward, terminated, truncated, info = envs.step(executed.cpu().numpy())
+        ended, next_obs = terminated | truncated, new_obs.copy()
+        for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
+            next_obs[i] = info["final_obs"][i]
+        steps.append({
+            "obs": obs,
+            "next_obs": torch.from_numpy(next_obs).float(),
+            "action": action,  # as sampled: PPO's ratio is about this one
+            "executed": executed,  # as clipped: the world, and D, see this one
+            "mean": mean,
+            "log_std": log_std,
+            "env_reward": torch.from_numpy(reward).float(),
+            "terminated": torch.from_numpy(terminated),
+            "ended": torch.from_numpy(ended),  # terminated or truncated
+        })
+        episodes["obs"] = torch.from_numpy(new_obs)
+        episodes["return"] += torch.from_numpy(reward)
+        if ended.any():
+            finished += episodes["return"][ended].tolist()
+            episodes["return"][ended] = 0.0
+    torch.set_num_threads(threads)
+    rollout = {name: torch.stack([step[name] for step in steps]).to(device) for name in steps[0]}
+    rollout["log_prob"] = gaussian_log_prob(rollout["action"], rollout["mean"], rollout["log_std"])
+    return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
-@dataclass
-class Rollout:
-    """T steps of N environments. Observations are standardized; `next_obs` is the true one, before any reset."""
-
-    obs: Tensor  # (T, N, O)
-    next_obs: Tensor  # (T, N, O)
-    actions: Tensor  # (T, N, A) as sampled: what PPO's ratio is about
-    executed_actions: Tensor  # (T, N, A) as clipped to the bounds: what the world, and D, saw
-    log_probs: Tensor  # (T, N)
-    env_rewards: Tensor  # (T, N)
-    terminated: Tensor  # (T, N) bool
-    ended: Tensor  # (T, N) bool, terminated or truncated
-
-
-class Collector:
-    """Steps the environments with the policy and keeps what lasts from one rollout to the next."""
-
-    def __init__(self, envs, obs_mean: Tensor, obs_std: Tensor, device: torch.device):
-        self.envs, self.obs_mean, self.obs_std, self.device = envs, obs_mean, obs_std, device
-        self.obs = envs.reset()  # (N, O) float64
-        self.episode_return, self.episode_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
-        self.finished: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the latest episodes
-
-    def standardized(self, obs: np.ndarray) -> Tensor:
-        return standardize(torch.from_numpy(obs).float().to(self.device), self.obs_mean, self.obs_std)
-
-    @torch.no_grad()
-    def rollout(self, agent: Agent, num_steps: int, generator: Generator) -> Rollout:
-        """Sample num_steps actions in every environment."""
-        envs, steps = self.envs, []
-        noise = torch.randn((num_steps, envs.num_envs, envs.action_dim), generator=generator).to(self.device)
-        for t in range(num_steps):
-            obs = self.standardized(self.obs)
-            mean, log_std = agent.policy(obs)
-            action = mean + log_std.exp() * noise[t]
-            executed = np.clip(action.cpu().numpy(), envs.action_low, envs.action_high)
-            self.obs, reward, terminated, truncated, final_obs = envs.step(executed)
-            ended = terminated | truncated
-            steps.append((obs, action, mean, log_std, executed, reward, terminated, ended, final_obs))
-            self.episode_return += reward
-            self.episode_length += 1
-            self.finished.extend(zip(self.episode_return[ended].tolist(), self.episode_length[ended].tolist()))
-            self.episode_return[ended], self.episode_length[ended] = 0.0, 0
-        columns = list(zip(*steps))
-        obs, action, mean, log_std = (torch.stack(column) for column in columns[:4])
-        executed, reward, terminated, ended = (torch.from_numpy(np.stack(x)).to(self.device) for x in columns[4:8])
-        next_obs, log_prob = self.standardized(np.stack(columns[8])), gaussian_log_prob(action, mean, log_std)
-        return Rollout(obs, next_obs, action, executed.float(), log_prob, reward.float(), terminated, ended)
-
-    def state_dict(self) -> dict:
-        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("obs", "episode_return", "episode_length")}
-        return arrays | {"finished": list(self.finished), "envs": self.envs.state_dict()}
-
-    def load_state_dict(self, saved: dict) -> None:
-        self.finished.extend(saved["finished"])
-        if saved["envs"]:  # otherwise the environments could not be saved: keep the fresh episodes
-            self.envs.load_state_dict(saved["envs"])
-            for name in ("obs", "episode_return", "episode_length"):
-                setattr(self, name, saved[name].numpy())
+@torch.no_grad()
+def cut_windows(rollout: dict, episodes: dict, disc, args: Args) -> tuple[Tensor, Tensor]:
+    """A rollout's tokens (S, N, X), and which of them are the window of each step (T, N, K).
+    `episodes` goes on from one rollout to the next: "window" (K, N, X), the latest, and "begins"
+    (N,), whether a new episode follows it. Without them all episodes begin."""
+    obs_dim, actions = rollout["obs"].shape[-1], rollout["executed"]
+    if not args.use_actions:
+        actions = actions[..., :0]
+    before = disc.standardize(torch.cat([rollout["obs"], actions], dim=-1))
+    before[..., obs_dim:] = 0.0  # of these only first states are used: no action led there
+    after = disc.standardize(torch.cat([rollout["next_obs"], actions], dim=-1))
+    window = episodes.get("window", torch.zeros(args.seq_len, *after.shape[1:])).to(after.device)
+    begins = episodes.get("begins", torch.ones_like(rollout["ended"][0])).to(after.device)
+    index = window_index(torch.cat([begins[None], rollout["ended"][:-1]]), args.seq_len)
+    tokens = torch.cat([window, before, after])
+    episodes["window"] = gather_windows(tokens, index[-1:])[0].transpose(0, 1)
+    episodes["begins"] = rollout["ended"][-1]
+    return tokens, index
 
 
-def update_discriminator(
-    disc: nn.Module, optimizer: Optimizer, expert: Tensor, policy: Tensor, args: Args, steps: int, generator: Generator
-) -> dict[str, float]:
-    """Minibatch steps on the expert's inputs (L, ...) and the policy's (B, ...); returns the means of what to log."""
-    log, size, device = [], args.disc_batch_size, expert.device
-    for _ in range(steps):
-        expert_x = expert[torch.randint(len(expert), (size,), generator=generator).to(device)]
-        policy_x = policy[torch.randint(len(policy), (size,), generator=generator).to(device)]
+def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, generator):
+    """Steps of D on the expert's windows (L, K, X) and the rollout's -> log of the last."""
+    policy = gather_windows(rollout["tokens"], rollout["window"]).flatten(0, 1)
+    size = args.disc_batch_size
+    for _ in range(args.disc_steps):
+        indices = torch.randint(len(expert), (size,), generator=generator)
+        expert_x = expert[indices.to(expert.device)]
+        indices = torch.randint(len(policy), (size,), generator=generator)
+        policy_x = policy[indices.to(expert.device)]
+        mix = torch.rand((size, 1, 1), generator=generator).to(expert.device)
         expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
-        loss, entropy = discriminator_loss(expert_logit, policy_logit, args.disc_loss, args.disc_ent_coef)
-        penalty = torch.zeros((), device=device)
-        if args.grad_penalty_coef > 0:
-            mix = torch.rand((size, *[1] * (expert.ndim - 1)), generator=generator).to(device)
-            penalty = gradient_penalty(disc, expert_x, policy_x, mix)
+        loss = discriminator_loss(expert_logit, policy_logit)
+        penalty = gradient_penalty(disc, expert_x, policy_x, mix)
         optimizer.zero_grad()
         (loss + args.grad_penalty_coef * penalty).backward()
         optimizer.step()
-        with torch.no_grad():
-            probs = [torch.sigmoid(expert_logit).mean(), torch.sigmoid(policy_logit).mean()]
-            accuracies = [(expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()]
-            log.append(torch.stack([loss, *probs, *accuracies, penalty, entropy]))
-    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty", "entropy")
-    return {f"disc/{name}": value for name, value in zip(names, torch.stack(log).mean(0).tolist())}
+    return {
+        "disc/loss": loss.item(),
+        "disc/expert_prob": torch.sigmoid(expert_logit).mean().item(),
+        "disc/policy_prob": torch.sigmoid(policy_logit).mean().item(),
+        "disc/expert_acc": (expert_logit > 0).float().mean().item(),
+        "disc/policy_acc": (policy_logit < 0).float().mean().item(),
+        "disc/grad_penalty": penalty.item(),
+    }
 
 
-def compute_rewards(
-    rollout: Rollout, logit: Tensor | None, normalizers: dict[str, RewardNormalizer], args: Args
-) -> tuple[Tensor, dict[str, float]]:
-    """The (T, N) reward that PPO maximizes, and what to log. logit (T, N) is D's, None with --reward-source env."""
-    sources = {"env": rollout.env_rewards}
-    log = {"reward/env_mean": rollout.env_rewards.mean().item()}
-    if logit is not None:
-        sources["gail"] = logit if args.disc_loss == "wgan" else imitation_reward(logit, args.reward_form)
-        log |= {"reward/gail_mean": sources["gail"].mean().item(), "reward/gail_std": sources["gail"].std().item()}
-    total = torch.zeros_like(rollout.env_rewards)
-    for name in ("env", "gail") if args.reward_source == "combined" else (args.reward_source,):
-        normalizers[name].update(everyones(sources[name]))
-        normalized = normalizers[name].normalize(sources[name], args.center_reward)
-        total += normalized if args.normalize_reward else sources[name]
-    return total, log | {"reward/total_mean": total.mean().item()}
+@torch.no_grad()
+def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, args: Args):
+    """The reward (T, N) of each step, for the window that its action completed -> rewards, log."""
+    logit = disc.score(rollout["tokens"], rollout["window"])
+    rewards = imitation_reward(logit, args.reward_form)
+    log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
+    log["reward/env_mean"] = rollout["env_reward"].mean().item()  # for the record alone
+    normalizer.update(rewards)
+    if args.normalize_reward:
+        rewards = normalizer.normalize(rewards, args.center_reward)
+    return rewards, log
 
 
-def update_policy(
-    agent: Agent, optimizer: Optimizer, rollout: Rollout, rewards: Tensor, args: Args, generator: Generator
-) -> dict[str, float]:
-    """PPO: several epochs of minibatches over one rollout; returns the means of what to log."""
+def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generator):
+    """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
+    obs, next_obs = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
     with torch.no_grad():
-        values, next_values = agent.critic(rollout.obs).squeeze(-1), agent.critic(rollout.next_obs).squeeze(-1)
-        ends = (rollout.terminated, rollout.ended)
-        advantages, returns = compute_gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
-        explained_variance = 1 - (returns - values).var() / (returns.var() + 1e-8)
-    flat = [x.flatten(0, 1) for x in (rollout.obs, rollout.actions, rollout.log_probs, advantages, values, returns)]
-    parameters, log = list(agent.parameters()), []
+        values, next_values = agent.value(obs), agent.value(next_obs)
+    advantages, returns = compute_gae(
+        rewards, values, next_values, rollout["terminated"], rollout["ended"], args.gamma,
+        args.gae_lambda,
+    )
+    batch = {"obs": obs, "action": rollout["action"], "log_prob": rollout["log_prob"]}
+    batch |= {"advantage": advantages, "return": returns}
+    batch = {name: x.flatten(0, 1) for name, x in batch.items()}
     for _ in range(args.update_epochs):
-        order = torch.randperm(len(flat[0]), generator=generator).to(rewards.device)
-        for minibatch in order.tensor_split(args.num_minibatches):
-            obs, action, old_log_prob, advantage, old_value, target = (x[minibatch] for x in flat)
-            mean, log_std = agent.policy(obs)
-            log_ratio = gaussian_log_prob(action, mean, log_std) - old_log_prob
-            if args.norm_adv:
-                whole = everyones(advantage)
-                advantage = (advantage - whole.mean()) / (whole.std() + 1e-8)
+        order = torch.randperm(rewards.numel(), generator=generator).to(rewards.device)
+        for indices in order.tensor_split(args.num_minibatches):
+            mini = {name: x[indices] for name, x in batch.items()}
+            mean, log_std = agent.policy(mini["obs"])
+            log_ratio = gaussian_log_prob(mini["action"], mean, log_std) - mini["log_prob"]
+            advantage = mini["advantage"] - mini["advantage"].mean()
+            advantage = advantage / (mini["advantage"].std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
-            value_clip = args.clip_coef if args.clip_vloss else None
-            value_loss = ppo_value_loss(agent.critic(obs).squeeze(-1), old_value, target, value_clip)
+            value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
             entropy = gaussian_entropy(log_std).mean()
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
-            average_gradients(optimizer)
-            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
-            with torch.no_grad():
-                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html, k3
-                clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
-                log.append(torch.stack([policy_loss, value_loss, entropy, approx_kl, clipfrac]))
-        if args.target_kl > 0 and everyones(approx_kl[None]).mean() > args.target_kl:
-            break
-    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
-    means = dict(zip(names, torch.stack(log).mean(0).tolist())) | {"explained_variance": explained_variance.item()}
-    return {f"losses/{name}": value for name, value in means.items()}
-
-
-# Evaluation
-
-
-def load_actor(policy: dict) -> typing.Callable[[np.ndarray], tuple[Tensor, Tensor]]:
-    """Mean and log standard deviation of the action, (B, A) each, as a function of raw observations (B, O), from the
-    content of a "gaussian" policy.pt."""
-    actor = mlp(policy["sizes"], {"silu": nn.SiLU, "relu": nn.ReLU}[policy["activation"]], 0.01, Generator())
-    actor.load_state_dict(policy["weights"])
-
-    @torch.inference_mode()
-    def act(obs: np.ndarray) -> tuple[Tensor, Tensor]:
-        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
-        x = x.clamp(-policy["obs_clip"], policy["obs_clip"])
-        mean, log_std = actor(x).chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-
-    return act
-
-
-def evaluate(policy: dict, episodes: int, sampled: bool, seed: int, threads: int = 0) -> np.ndarray:
-    """True returns (episodes,) of fresh episodes, with the mean action or sampled ones.
-
-    policy is the content of a policy.pt; environments and random numbers are the evaluation's own.
-    """
-    envs = make_envs(policy["env_id"], episodes, policy["max_episode_steps"], seed, threads)
-    act, generator = load_actor(policy), Generator().manual_seed(seed)
-    obs = envs.reset()
-    returns, running = np.zeros(episodes), np.ones(episodes, bool)
-    while running.any():
-        mean, log_std = act(obs)
-        action = mean + sampled * log_std.exp() * torch.randn(mean.shape, generator=generator)
-        obs, reward, terminated, truncated, _ = envs.step(np.clip(action.numpy(), envs.action_low, envs.action_high))
-        returns += reward * running
-        running &= ~(terminated | truncated)
-    return returns
-
-
-def export_policy(agent: Agent, obs_mean, obs_std, env_id: str, max_episode_steps: int) -> dict:
-    """The content of policy.pt, which bc.py, gail_ppo.py and gail_state_seq.py can read."""
-    weights = {name: w.detach().cpu().clone() for name, w in agent.actor.state_dict().items()}
-    sizes = [agent.actor[0].in_features, *(x.out_features for x in agent.actor if isinstance(x, nn.Linear))]
-    # gaussian: layers to mean and log standard deviation of an action that is then clipped to the bounds
-    policy = {"format_version": FORMAT_VERSION, "kind": "gaussian", "activation": "silu", "env_id": env_id}
-    policy |= {"sizes": sizes, "weights": weights, "obs_mean": obs_mean.cpu(), "obs_std": obs_std.cpu()}
-    return policy | {"obs_clip": OBS_CLIP, "max_episode_steps": max_episode_steps}
-
-
-# Several processes: `torchrun --nproc-per-node W` starts W of these, which share environments and minibatches
-
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def join_processes(cuda: bool) -> torch.device:
-    """Connect the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; returns this one's device."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda and device.index >= torch.cuda.device_count():
-        raise UserError(f"--cuda: one process a GPU, but here are {torch.cuda.device_count()} GPUs; start as many.")
-    if WORLD_SIZE > 1 and not dist.is_initialized():
-        torch.cuda.set_device(device) if cuda else None
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return device
-
-
-def gather(value) -> list:
-    """The value that each process has, in the order of their ranks."""
-    values = [value] * WORLD_SIZE
-    if WORLD_SIZE > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
-def everyones(x: Tensor) -> Tensor:
-    """The (B, ...) tensors of all processes, one after the other: (W * B, ...)."""
-    if WORLD_SIZE == 1:
-        return x
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
-
-
-def average_gradients(optimizer: Optimizer, *_) -> None:
-    """Give every process the mean of all processes' gradients, so that their networks stay the same to the bit. What
-    has no gradient in any process keeps none."""
-    if WORLD_SIZE == 1:
-        return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    total = torch.cat([*gradients, there])
-    dist.all_reduce(total)
-    *sums, there = total.split([*(p.numel() for p in parameters), len(parameters)])
-    for p, gradient, count in zip(parameters, sums, there.tolist()):
-        p.grad = torch.empty_like(p).copy_(gradient.view(p.shape) / WORLD_SIZE) if count else None  # in p's layout
-
-
-class PerProcess:
-    """The parts of a run that each process has its own of. A checkpoint holds those of all."""
-
-    def __init__(self, parts: dict):
-        self.parts = parts
-
-    def state_dict(self) -> dict:
-        """To be called by all processes at once."""
-        states = [
-            part.get_state() if isinstance(part, Generator) else part.state_dict() for part in self.parts.values()
-        ]
-        return {"processes": gather(dict(zip(self.parts, states)))}
-
-    def load_state_dict(self, saved: dict) -> None:
-        if len(saved["processes"]) != WORLD_SIZE:
-            before = len(saved["processes"])
-            raise UserError(f"--resume: {before} processes wrote it, here are {WORLD_SIZE}; start as many by torchrun.")
-        for name, part in self.parts.items():
-            state = saved["processes"][RANK][name]
-            part.set_state(state) if isinstance(part, Generator) else part.load_state_dict(state)
-
-
-def share_of(args, names: list[str]):
-    """The settings of one process: its share of the named numbers, and of the machine's cores without --threads."""
-    for name in names:
-        value = getattr(args, name)
-        if value % WORLD_SIZE:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {value}, but {WORLD_SIZE} processes divide it; give a multiple of that.")
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    shares = {name: getattr(args, name) // WORLD_SIZE for name in names}
-    return dataclasses.replace(args, threads=args.threads or max(1, cores), **shares)
-
-
-def mean_row(rows: typing.Iterable[dict]) -> dict[str, float]:
-    """Means of what the processes log."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-
-
-# Files of a run
-
-
-def save_atomically(content: dict, path: Path) -> None:
-    """torch.save that leaves either the old file or the new one, whole, wherever the process is killed."""
-    temporary, buffer = path.with_suffix(".tmp"), io.BytesIO()
-    torch.save(content, buffer)  # to memory first: on a full disk torch.save itself ends in an obscure error
-    with open(temporary, "wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def load_saved(path: str, flag: str, expected: dict) -> dict:
-    """Read a checkpoint.pt or policy.pt without running any code in it; UserError without the `expected` entries."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({reason}); give one that a run wrote.") from None
-    for key, value in (expected | {"format_version": FORMAT_VERSION}).items():
-        found = content.get(key) if isinstance(content, dict) else None
-        if found != value:
-            raise UserError(f"{flag} {path}: its {key} is {found}, expected {value}; give a file of this script.")
-    return content
-
-
-def load_checkpoint(path: str, script: str, args_type) -> tuple:
-    """A checkpoint.pt of this script and the settings in it; UserError where its settings are not today's."""
-    saved, names = load_saved(path, "--resume", {"script": script}), {x.name for x in dataclasses.fields(args_type)}
-    if not isinstance(saved.get("args"), dict) or saved["args"].keys() != names:
-        raise UserError(f"--resume {path}: written by another version of this script; start a new run.")
-    return saved, args_type(**saved["args"])
-
-
-def save_checkpoint(path: Path, script: str, args, parts: dict, progress: dict) -> None:
-    """Write everything that the run needs to go on as if it had not stopped."""
-    content = {"format_version": FORMAT_VERSION, "script": script, "args": dataclasses.asdict(args)}
-    for name, part in parts.items():
-        content[name] = part.get_state() if isinstance(part, Generator) else part.state_dict()
-    save_atomically(content | {"progress": progress}, path)
-
-
-def restore(parts: dict, saved: dict, path: str) -> dict:
-    """Give the parts of the run the states that a checkpoint holds; returns how far it had come."""
-    try:
-        for name, part in parts.items():
-            part.set_state(saved[name]) if isinstance(part, Generator) else part.load_state_dict(saved[name])
-        return saved["progress"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-        raise UserError(f"--resume {path}: damaged, or written by another version; start a new run.") from None
-
-
-class MetricsLogger:
-    """Appends rows to metrics.csv and, with --track, to Weights & Biases. A resumed run drops the rows that were
-    written after its checkpoint, so that the file has neither gap nor repeat."""
-
-    def __init__(self, run_dir: Path, columns: list[str], args, saved: dict | None):
-        path = run_dir / "metrics.csv"
-        if saved and not (path.exists() and path.stat().st_size >= saved["offset"]):
-            raise UserError(f"--resume: {path} is missing or shorter than the checkpoint says; keep the two together.")
-        self.file = open(path, "a", newline="", buffering=1)  # a row is in the file once it is written
-        self.writer, self.wandb = csv.DictWriter(self.file, columns), None
-        if saved:
-            self.file.truncate(saved["offset"])
-        else:
-            self.writer.writeheader()
-        if args.track:
-            import wandb
-
-            names = {"project": args.wandb_project_name, "entity": args.wandb_entity or None, "name": run_dir.name}
-            names |= {"id": saved["wandb_id"] if saved else None, "resume": "allow", "dir": str(run_dir)}
-            try:
-                self.wandb = wandb.init(**names, config=dataclasses.asdict(args))
-            except Exception as error:  # W&B fails in many ways
-                reason = str(error).splitlines()[0].rstrip(".")
-                self.file.close()
-                if not saved:
-                    shutil.rmtree(run_dir)
-                raise UserError(f"--track: {reason}; run `wandb login`, or set WANDB_MODE=offline.") from None
-            self.wandb.define_metric("*", step_metric="global_step")
-
-    def write(self, row: dict) -> None:
-        self.writer.writerow(row)
-        if self.wandb:
-            self.wandb.log(row, step=row["global_step"])  # W&B ignores a step that it has already
-
-    def state_dict(self) -> dict:
-        return {"offset": os.fstat(self.file.fileno()).st_size, "wandb_id": self.wandb.id if self.wandb else ""}
-
-    def close(self, summary: dict) -> None:
-        self.file.close()
-        if self.wandb:
-            self.wandb.summary.update(summary)  # a resumed run's last row may be one that W&B ignores
-            self.wandb.finish()
-
-
-COLUMNS = """global_step charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate
-losses/policy_loss losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance
-disc/loss disc/expert_prob disc/policy_prob disc/expert_acc disc/policy_acc disc/grad_penalty disc/entropy
-reward/env_mean reward/gail_mean reward/gail_std reward/total_mean
-eval/return_mean eval/return_std eval/return_sampled_mean eval/vs_demos eval/vs_expert
-time/rollout time/discriminator time/update""".split()
-
-
-def plot_run(run_dir: Path, demos_mean: float, expert_mean: float) -> None:
-    """curves.png: return and discriminator outputs over environment steps, from metrics.csv."""
-    with open(run_dir / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-
-    def draw(ax, name: str, **style) -> None:
-        points = [(int(row["global_step"]), float(row[name])) for row in rows if row[name]]
-        if points:
-            ax.plot(*zip(*points), **style)
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw(left, "charts/episodic_return", label="sampled actions (training)", color="tab:blue", alpha=0.5)
-    draw(left, "eval/return_mean", label="mean action (evaluation)", color="tab:blue", marker=".")
-    left.axhline(demos_mean, color="tab:red", linestyle="--", label="demonstrations")
-    left.axhline(expert_mean, color="black", linestyle=":", label="expert (mean action)")
-    left.set(xlabel="environment steps", ylabel="true return of an episode", title="Return")
-    left.legend(loc="lower right")
-    draw(right, "disc/expert_prob", label="on demonstrations", color="tab:red")
-    draw(right, "disc/policy_prob", label="on the policy", color="tab:blue")
-    right.axhline(0.5, color="grey", linestyle=":", label="cannot tell")
-    right.set(xlabel="environment steps", ylabel="mean D (1: expert)", ylim=(0, 1), title="Discriminator output")
-    right.legend()
-    figure.savefig(run_dir / "curves.png", dpi=120)
-
-
-def record_video(policy: dict, path: Path, seed: int) -> None:
-    """A GIF of one episode with the mean action, rendered without a display."""
-    import imageio
-
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        env = gym.make(policy["env_id"], render_mode="rgb_array", max_episode_steps=policy["max_episode_steps"])
-        obs, _ = env.reset(seed=seed)
-        frames = [env.render()]
-    except Exception as error:  # GL libraries fail in many ways
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-        told = f"--capture-video: cannot render ({reason}); install libegl1 libgl1-mesa-dri or drop it."
-        raise UserError(told) from None
-    act, ended = load_actor(policy), False
-    while not ended:
-        action = np.clip(act(obs)[0].numpy(), env.action_space.low, env.action_space.high)
-        obs, _, terminated, truncated, _ = env.step(action)
-        frames.append(env.render())
-        ended = terminated or truncated
-    env.close()
-    imageio.mimsave(path, [frame[::2, ::2] for frame in frames], duration=50, loop=0)
-
-
-def steps_to_fraction(curve: list[tuple[int, float]], target: float) -> int | None:
-    """The first env step of two evaluations in a row that reach target; None if there is none."""
-    pairs = zip(curve, curve[1:])
-    return next((step for (step, value), (_, following) in pairs if min(value, following) >= target), None)
-
-
-def make_run_dir(args) -> Path:
-    """Create <output-dir>/<run-name>/ with config.json in it."""
-    name = args.run_name or f"{args.exp_name}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.output_dir) / name
-    try:
-        run_dir.mkdir(parents=True)
-        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
-    except FileExistsError:
-        raise UserError(f"--run-name {name}: {run_dir} exists already; choose another name or --resume it.") from None
-    return run_dir
-
-
-def check_dimensions(demos: Demos, envs, path: str) -> None:
-    """UserError unless the demonstrations fit the environment."""
-    for name, expected in (("observations", envs.obs_dim), ("actions", envs.action_dim)):
-        array = getattr(demos, name)
-        if array is not None and array.shape[1] != expected:
-            problem = f"its {name} have {array.shape[1]} dimensions, the environment's {expected}"
-            raise UserError(f"--demos {path}: {problem}; give demonstrations of this environment.")
-
-
-def return_metrics(returns: np.ndarray, demos: Demos) -> dict[str, float]:
-    """An evaluation's returns (E,), and their mean as a share of the demonstrations' and the expert's, if positive."""
-    mean = returns.mean().item()
-    references = {"vs_demos": demos.returns.mean(), "vs_expert": demos.metadata.get("expert_return_mean", math.nan)}
-    shares = {f"eval/{name}": mean / float(x) for name, x in references.items() if x > 0}
-    return {"eval/return_mean": mean, "eval/return_std": returns.std().item()} | shares
-
-
-def crossed(step: int, batch_size: int, interval: int) -> bool:
-    """Whether the last batch of env steps, which ended at `step`, passed a multiple of interval."""
-    return step // interval > (step - batch_size) // interval
-
-
-def stop_if_not_finite(row: dict, step: int, run_dir: Path) -> None:
-    """End a diverged run with one sentence before it can overwrite its last good checkpoint."""
-    bad = ", ".join(name for name, value in row.items() if not math.isfinite(value))
-    if bad:
-        kept = "keeps the last good checkpoint" if (run_dir / "checkpoint.pt").exists() else "has no checkpoint yet"
-        raise UserError(f"training diverged at step {step} ({bad} not finite); {run_dir} {kept}; lower the step sizes.")
-
-
-def print_table(rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+    ratio = log_ratio.exp()
+    return {
+        "losses/policy_loss": policy_loss.item(),
+        "losses/value_loss": value_loss.item(),
+        "losses/entropy": entropy.item(),
+        # the estimator k3 of http://joschu.net/blog/kl-approx.html
+        "losses/approx_kl": (ratio - 1 - log_ratio).mean().item(),
+        "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean().item(),
+        "losses/explained_variance": (1 - (returns - values).var() / returns.var()).item(),
+    }
 
 
 # Training
 
 
-def train(args: Args) -> dict:
-    """One training, from start or checkpoint to its table, files and figure; returns summary.json's content."""
-    torch.set_num_threads(1)  # until there are minibatches, so that a run begins alike whatever ran before it
-    resume_path, saved = args.resume, None
-    if resume_path:
-        saved, args = load_checkpoint(resume_path, "gail_state_seq", Args)
-    args.check()
-    if args.disc_batch_size == 0:
-        args = dataclasses.replace(args, disc_batch_size=512 if args.discriminator == "mlp" else 48)
-    device, mine = join_processes(args.cuda), share_of(args, ["num_envs", "disc_batch_size"])
-    mine.check()
-    own_seed = args.seed + 1_000_000 * RANK  # of what differs between processes
-    required = ("actions",) if args.use_actions else ()
-    demos = load_demos(args.demos, args.env_id, args.num_demos, np.random.default_rng(args.seed), required)
-    if args.seq_len > demos.lengths.min():
-        shortest = demos.lengths.min()
-        raise UserError(f"--seq-len is {args.seq_len}, but the shortest demonstration has {shortest} steps; lower it.")
-    max_episode_steps, demos_mean = demos.metadata["max_episode_steps"], demos.returns.mean()
-    envs = make_envs(args.env_id, mine.num_envs, max_episode_steps, own_seed, mine.threads)
-    demos.actions = demos.actions if args.use_actions else None  # those of another body do no harm
-    check_dimensions(demos, envs, args.demos)
-
-    # What D learns from: windows of standardized states, cut by the function that cuts the policy's.
-    obs, next_obs, actions = demos.obs_before_step, obs_after_step(demos), None
-    obs_statistics = [torch.from_numpy(x).float().to(device) for x in (obs.mean(0), obs.std(0) + 1e-3)]
-    obs, next_obs = (standardize(torch.from_numpy(x).to(device), *obs_statistics)[:, None] for x in (obs, next_obs))
+def train(args: Args) -> dict[str, float]:
+    """Train from the start or from a checkpoint; returns what summary.json holds."""
+    torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
+    device, generator = "cuda" if args.cuda else "cpu", Generator().manual_seed(args.seed)
+    demos = load_demos(args, required=["actions"] if args.use_actions else [])
+    shortest = demos["lengths"].min()
+    require(args.seq_len <= shortest, f"--seq-len is {args.seq_len}, but the shortest "
+            f"demonstration has {shortest} steps; lower it.")
+    if not args.use_actions:
+        demos.pop("actions", None)  # those of another body do no harm
+    envs = make_envs(demos, args.num_envs, args.threads)
+    low, high = envs.single_action_space.low, envs.single_action_space.high
+    demo_actions = demos["obs"][:, :0]  # none
     if args.use_actions:
-        actions = torch.from_numpy(np.clip(demos.actions, envs.action_low, envs.action_high)).float().to(device)
-        action_statistics = actions.mean(0), actions.std(0) + 1e-3
-        actions = standardize(actions, *action_statistics)[:, None]  # (L, 1, A): one environment, as above
-    ended = torch.zeros(len(obs), 1, dtype=torch.bool, device=device)
-    ended[np.cumsum(demos.lengths) - 1] = True
-    shape = (args.seq_len, args.use_actions, envs.obs_dim, envs.action_dim)
-    expert_stream = History(*shape, 1, device).stream(obs, next_obs, actions, ended)
-    expert = make_windows(expert_stream, args.seq_len, args.look_ahead).flatten(0, 1)  # (L, N, X)
-
-    generator = Generator().manual_seed(args.seed)
-    agent = Agent(envs.obs_dim, envs.action_dim, args.hidden_size, generator).to(device)
-    make_disc = MLPDiscriminator if args.discriminator == "mlp" else TransformerDiscriminator
-    disc = make_disc(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
-    banded = args.discriminator == "transformer" and not args.look_ahead
+        demo_actions = demos["actions"].clip(low, high)
+    demo_tokens = np.concatenate([demos["obs"], demo_actions], axis=1)  # (L, X)
+    agent = Agent(demos["obs"], low, high, args.hidden_size, generator).to(device)
+    network = {"mlp": MLPDiscriminator, "transformer": TransformerDiscriminator}[args.discriminator]
+    disc = network(demo_tokens, args.seq_len, args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    disc_optimizer.register_step_pre_hook(average_gradients)
-    normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
-    collector, history = Collector(envs, *obs_statistics, device), History(*shape, mine.num_envs, device)
-    parts = {"agent": agent, "disc": disc, "optimizer": optimizer, "disc_optimizer": disc_optimizer}
-    parts |= {"env_reward": normalizers["env"], "gail_reward": normalizers["gail"]}
-    own = parts["own"] = PerProcess({"collector": collector, "generator": generator})
-    if isinstance(envs, BatchHalfCheetah):  # elsewhere a resumed run begins new episodes, which look back on nothing
-        own.parts["history"] = history
-    progress = {"iteration": 0, "seconds": 0.0, "obs_mean": obs_statistics[0].cpu()}
-    progress["evaluations"] = []  # (env step, mean return with the mean action)
+    normalizer = RewardNormalizer()
+    demo_rollout = as_rollout(demos, demo_actions, device)
+    expert = gather_windows(*cut_windows(demo_rollout, {}, disc, args)).flatten(0, 1)  # (L, K, X)
 
-    if saved:
-        run_dir = Path(resume_path).parent
-        progress = restore(parts, saved, resume_path)
-        if not torch.equal(progress["obs_mean"], obs_statistics[0].cpu()):
-            raise UserError(f"--resume {resume_path}: {args.demos} has changed since then; start a new run.")
-    else:
-        run_dir = gather(make_run_dir(args) if RANK == 0 else None)[0]
-        if RANK > 0:  # the same networks, other noise
-            generator.manual_seed(own_seed)
-    if RANK == 0:
-        logger = parts["logger"] = MetricsLogger(run_dir, COLUMNS, args, saved and saved["logger"])
-
-    def current_policy() -> dict:
-        return export_policy(agent, *obs_statistics, args.env_id, max_episode_steps)
-
+    rows, seconds, wandb_id, simulator = [], 0.0, None, None
+    learners = {"agent": agent, "disc": disc}
+    learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
+    if args.resume:
+        saved = load_file(args.resume, "--resume", "gail_state_seq checkpoint")
+        for name, learner in learners.items():
+            learner.load_state_dict(saved[name])
+        normalizer.moments.extend(saved["moments"])
+        generator.set_state(saved["generator"])
+        rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
+        simulator = saved["simulator"]
+    obs, _ = envs.reset(seed=args.seed + len(rows))
+    episodes = {"obs": torch.from_numpy(obs)}
+    episodes["return"] = torch.zeros(args.num_envs, dtype=torch.float64)
+    if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
+        envs.set_state(simulator)
+        episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    first_step, last_step = progress["iteration"] * batch_size, num_iterations * batch_size
-    bar = tqdm(total=last_step, initial=first_step, unit="step", disable=RANK > 0 or None)
-    ctrl_c, warned = watch_ctrl_c(), ""
-    counted = time.perf_counter()  # time until here is in progress["seconds"], or left out as an evaluation's
-    for iteration in range(progress["iteration"], num_iterations):
+    if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
+        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
+    run_dir = open_run("gail_state_seq", args, wandb_id)
+
+    torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
+    start = time.perf_counter() - seconds
+    todo = range(len(rows), num_iterations)
+    bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
+    for iteration in bar:
         if args.anneal_lr:
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
-        clock = [time.perf_counter()]
-        torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
-        rollout = collector.rollout(agent, args.num_steps, generator)
-        torch.set_num_threads(min(mine.threads, 2))  # faster than one; more were not tried
-        clock.append(time.perf_counter())
+        rollout, log = collect(envs, agent, episodes, args.num_steps, generator)
+        rollout["tokens"], rollout["window"] = cut_windows(rollout, episodes, disc, args)
+        log |= update_window_discriminator(disc, disc_optimizer, expert, rollout, args, generator)
+        rewards, reward_log = compute_window_rewards(rollout, disc, normalizer, args)
+        log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
 
-        row, logit = {}, None
-        if args.reward_source != "env":
-            actions = standardize(rollout.executed_actions, *action_statistics) if args.use_actions else None
-            stream = history.stream(rollout.obs, rollout.next_obs, actions, rollout.ended)
-            windows = make_windows(stream, args.seq_len, args.look_ahead)  # (T, N, seq_len, X)
-            policy, steps = windows.flatten(0, 1), args.disc_steps
-            row |= update_discriminator(disc, disc_optimizer, expert, policy, mine, steps, generator)
-            with torch.no_grad():
-                logit = disc.score(stream) if banded else disc(windows)
-        rewards, reward_log = compute_rewards(rollout, logit, normalizers, args)
-        clock.append(time.perf_counter())
-
-        row |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
-        clock.append(time.perf_counter())
-
-        step = (iteration + 1) * batch_size
-        last = step == last_step
-        row |= dict(zip(("time/rollout", "time/discriminator", "time/update"), np.diff(clock).tolist()))
-        row["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-        if collector.finished:
-            row["charts/episodic_return"], row["charts/episodic_length"] = np.mean(collector.finished, axis=0).tolist()
-        if rollout.terminated.any() and args.normalize_reward and args.center_reward and not warned:
-            warned = "warning: episodes can end early, and a centered reward may teach that: use --no-center-reward"
-            bar.write(warned, file=sys.stderr) if RANK == 0 else None
-        if crossed(step, batch_size, args.eval_interval) or last:
-            returns = evaluate(current_policy(), 20, False, args.seed + 10_000, mine.threads)
-            row |= return_metrics(returns, demos)
-            progress["evaluations"].append((step, returns.mean().item()))
-            bar.set_postfix_str(f"return {returns.mean():.0f} (demonstrations {demos_mean:.0f})")
-            counted += time.perf_counter() - clock[-1]
-        rows, pressed = zip(*gather((row, ctrl_c.is_set())))
-        row = mean_row(rows) | {"global_step": step}
-        stop_if_not_finite(row, step, run_dir)
-        progress["iteration"], now = iteration + 1, time.perf_counter()
-        progress["seconds"], counted = progress["seconds"] + now - counted, now
-        if RANK == 0:
-            logger.write(row | {"charts/SPS": int(step / progress["seconds"])})
-        bar.update(batch_size)
-        if crossed(step, batch_size, args.checkpoint_interval) or last or any(pressed):
-            if RANK == 0:
-                save_checkpoint(run_dir / "checkpoint.pt", "gail_state_seq", args, parts, progress)
-            else:
-                own.state_dict()  # this process's share of it
-        if any(pressed):
-            raise KeyboardInterrupt(f"stopped at step {step}; go on with --resume {run_dir}/checkpoint.pt")
-    bar.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if RANK > 0:
-        return {}
-    return finish_run(current_policy(), progress, demos, logger, args, run_dir)
+        if rollout["terminated"].any() and args.normalize_reward and args.center_reward:
+            warnings.warn("episodes can end early: consider --no-center-reward")  # shown once
+        step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
+        if last or step % args.eval_interval < batch_size:
+            returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
+            log |= return_metrics(returns, demos)
+            bar.set_postfix_str(f"return {returns.mean():.0f}")
+        seconds = time.perf_counter() - start
+        log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+        log["charts/SPS"] = step / seconds
+        require(all(map(math.isfinite, log.values())), f"training diverged at step {step}: {log}; "
+                "start again with smaller step sizes (the last checkpoint is from before).")
+        rows.append({"global_step": step} | log)
+        if args.track:
+            wandb.log(rows[-1], step=step)
+        if last or step % args.checkpoint_interval < batch_size:
+            checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
+            checkpoint |= {
+                "kind": "gail_state_seq checkpoint",
+                "args": vars(args),
+                "moments": list(normalizer.moments),
+                "generator": generator.get_state(),
+                "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
+                "episodes": episodes,
+                "rows": rows,
+                "seconds": seconds,
+                "wandb_id": wandb.run.id if args.track else None,
+            }
+            policy = {"kind": "gail_state_seq policy", "agent": agent.state_dict()}
+            policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
+            write_csv(rows, run_dir / "metrics.csv")
+            save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
+            save_atomically(checkpoint, run_dir / "checkpoint.pt")
+    envs.close()
+    return report(agent, demos, rows, seconds, args, run_dir)
 
 
-def finish_run(policy: dict, progress: dict, demos: Demos, logger: MetricsLogger, args: Args, run_dir: Path) -> dict:
-    """The final evaluation, the run's remaining files and its table; returns summary.json's content."""
-    save_atomically(policy, run_dir / "policy.pt")
-    returns = evaluate(policy, args.eval_episodes, False, args.seed + 20_000, args.threads)
-    sampled = evaluate(policy, args.eval_episodes, True, args.seed + 30_000, args.threads)
-    demos_mean, expert_mean = float(demos.returns.mean()), float(demos.metadata.get("expert_return_mean", math.nan))
-    evaluations, seconds = progress["evaluations"], progress["seconds"]
-    env_steps, best = evaluations[-1][0], max(evaluations, key=lambda pair: pair[1])
+# --- Plumbing: demonstrations and environments ---
+
+
+def load_demos(args, required: list[str]) -> dict:
+    """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
+    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
+    try:
+        with np.load(args.demos, allow_pickle=False) as file:
+            demos = dict(file)
+        demos |= json.loads(str(demos["metadata"]))
+        lengths, recorded_in = demos["lengths"], demos["env_id"]
+        if recorded_in != args.env_id:
+            raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
+        if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
+            raise ValueError("'lengths' must be whole numbers, each episode of 1 step or more")
+        count = args.num_demos or len(lengths)
+        if not 0 < count <= len(lengths):
+            raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
+        drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
+        episodes = np.isin(np.arange(len(lengths)), drawn)
+        steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
+        rows = {"observations": states, "actions": steps, "rewards": steps, "lengths": episodes}
+        rows |= {"qpos": states, "qvel": states, "terminated": episodes, "truncated": episodes}
+        needed = {"observations", "terminated", "truncated", *required}
+        for name in sorted(rows.keys() & (needed | demos.keys())):
+            if len(demos[name]) != len(rows[name]) or not np.isfinite(demos[name]).all():
+                found = f"'{name}' is {demos[name].dtype} of shape {demos[name].shape}"
+                raise ValueError(f"{found}, expected {len(rows[name])} rows of finite numbers")
+            demos[name] = demos[name][rows[name]]
+        final = np.cumsum(demos["lengths"] + 1) - 1
+        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float32)
+        rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+        demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
+        demos["max_episode_steps"] = int(demos["max_episode_steps"])
+        demos["expert_return_mean"] = float(demos.get("expert_return_mean", math.nan))
+        return demos
+    except KeyError as error:
+        problem = f"the field {error} is missing"
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise UserError(f"--demos {args.demos}: {problem}; see docs/own_demonstrations.md.")
+
+
+def as_rollout(demos: dict, executed: np.ndarray, device: str) -> dict[str, Tensor]:
+    """Demonstrations as a rollout of L steps in one environment: {name: (L, 1, ...)}."""
+    lengths = demos["lengths"]
+    first = np.cumsum(lengths + 1) - lengths - 1  # each episode's
+    next_obs = np.delete(demos["observations"], first, axis=0)
+    rollout = {"obs": demos["obs"], "next_obs": next_obs, "executed": executed}
+    rollout = {name: torch.tensor(x).float() for name, x in rollout.items()}
+    rollout["ended"] = torch.from_numpy(np.isin(np.arange(lengths.sum()), np.cumsum(lengths) - 1))
+    return {name: x[:, None].to(device) for name, x in rollout.items()}
+
+
+class BatchHalfCheetah(gym.vector.VectorEnv):
+    """N HalfCheetah-v4 on MuJoCo's native threads: gymnasium's, step for step (a test says so), but
+    faster, and bit-identical at any number of threads. An ended episode resets in the same step."""
+
+    def __init__(self, num_envs: int, max_episode_steps: int, threads: int):
+        mujoco.set_mju_user_warning(lambda message: None)  # the model has a deprecated attribute
+        path = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        self.model = mujoco.MjModel.from_xml_path(str(path))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = map(self.batch.bind, ("qpos", "qvel", "ctrl"))  # views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
+
+    def states(self) -> np.ndarray:
+        """(N, 18): positions, the root's x first, then velocities. All but x is observed."""
+        return np.concatenate([self.qpos, self.qvel], axis=1)
+
+    def restart(self, ids: np.ndarray) -> None:
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self.qpos[ids] = self.model.qpos0 + self.rng.uniform(-0.1, 0.1, (len(ids), 9))
+        self.qvel[ids] = 0.1 * self.rng.standard_normal((len(ids), 9))
+        self.elapsed[ids] = 0
+
+    def reset(self, *, seed: int | None = None, options=None) -> tuple[np.ndarray, dict]:
+        self.rng = np.random.default_rng(seed)
+        self.restart(np.arange(self.num_envs))
+        return self.states()[:, 1:], {}
+
+    def step(self, actions: np.ndarray):
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=5)  # of 0.01 s
+        final_states = self.states()
+        rewards = (self.qpos[:, 0] - x_before) / 0.05 - 0.1 * np.square(self.ctrl).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        if truncated.any():
+            self.restart(np.flatnonzero(truncated))
+        info = {"final_obs": final_states[:, 1:], "final_states": final_states}
+        return self.states()[:, 1:], rewards, np.zeros_like(truncated), truncated, info
+
+    def get_state(self) -> dict:
+        """All that the simulations need to go on bit for bit, warm starts included."""
+        state, rng = torch.from_numpy(self.batch.state.copy()), self.rng.bit_generator.state
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": rng}
+
+    def set_state(self, saved: dict) -> None:
+        self.batch.state[:], self.elapsed[:] = saved["state"].numpy(), saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+def make_envs(task: dict, num_envs: int, threads: int):
+    """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
+    HalfCheetah-v4, or gymnasium's. UserError unless spaces are flat and demonstrations fit them."""
+    env_id, limit = task["env_id"], task["max_episode_steps"]
+    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    try:
+        if env_id == "HalfCheetah-v4":
+            envs = BatchHalfCheetah(num_envs, limit, threads)
+        else:
+            envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+    except (gym.error.Error, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
+    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
+    for name, space in spaces.items():
+        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        require(flat, f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose "
+                "another environment.")
+        if name in task:
+            shape = task[name].shape[1:]
+            require(shape == space.shape, f"--demos: each of its {name} has shape {shape}, the "
+                    f"environment's {space.shape}; give demonstrations of this environment.")
+    return envs
+
+
+# --- Plumbing: evaluation, files, command line ---
+
+
+def evaluate(agent: Agent, task: dict, episodes: int, seed: int, threads: int, sampled=False):
+    """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
+    sampled ones; the last row is the episodes' returns."""
+    envs, generator = make_envs(task, episodes, threads), None
+    if sampled:
+        generator = Generator().manual_seed(seed)
+    obs, _ = envs.reset(seed=seed)
+    running, rewards = np.ones(episodes, bool), []
+    while running.any():
+        obs, reward, terminated, truncated, _ = envs.step(agent.act(obs, generator))
+        rewards.append(reward * running)
+        running &= ~(terminated | truncated)
+    envs.close()
+    return np.cumsum(rewards, axis=0)
+
+
+def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
+    """What to log of an evaluation's returns (E,), with shares of demonstrations and expert if
+    those earn more than 0."""
+    metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+    for name, x in (("demos", demos["returns"].mean()), ("expert", demos["expert_return_mean"])):
+        if x > 0:
+            metrics[f"eval/vs_{name}"] = metrics["eval/return_mean"] / float(x)
+    return metrics
+
+
+def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
+    """Returns (E,) with the mean action, and sampled; evaluation.npz gets those after each step."""
+    mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
+    sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
+    np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
+    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    return [mean[-1], sampled[-1]]
+
+
+def load_agent(path: str) -> tuple[Agent, dict]:
+    """The agent of a policy.pt, and all that the file holds, such as env_id."""
+    saved = load_file(path, "--evaluate", "gail_state_seq policy")
+    weights = saved["agent"]
+    no_data = np.zeros((1, len(weights["standardize.mean"])))
+    agent = Agent(no_data, weights["low"], weights["high"], saved["hidden_size"], Generator())
+    agent.load_state_dict(weights)
+    return agent, saved
+
+
+def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
+    """The final evaluation and the run's summary: a table, summary.json, curves.png."""
+    returns, sampled = final_evaluation(agent, demos, args, run_dir)
+    points = [(x["global_step"], x["eval/return_mean"]) for x in rows if "eval/return_mean" in x]
+    demos_mean, (best_step, best) = demos["returns"].mean().item(), max(points, key=lambda x: x[1])
+    high = [x >= 0.9 * demos_mean > 0 for _, x in points]
+    reached = [step for (step, _), now, then in zip(points, high, high[1:]) if now and then]
     summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    reference = demos_mean if demos_mean > 0 else math.nan  # a share of nothing, or of a loss, says nothing
-    summary |= {"eval/sampled_vs_demos": sampled.mean().item() / reference, "best/return_mean": best[1]}
-    summary |= {"best/step": best[0], "steps_to_90": steps_to_fraction(evaluations, 0.9 * reference)}
-    summary |= {"demos_return_mean": demos_mean, "expert_return_mean": expert_mean, "env_steps": env_steps}
-    summary |= {"seconds": seconds, "charts/SPS": env_steps / seconds}
-    summary = {k: v for k, v in summary.items() if v is None or math.isfinite(v)}  # a set may tell no returns
-    logger.write({"global_step": env_steps} | {k: v for k, v in summary.items() if k in COLUMNS})
-    logger.close(summary)
+    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
+    summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
+    if demos_mean > 0:
+        summary["demos_return_mean"] = demos_mean
+    if reached:  # the first of two evaluations in a row at 90% of the demonstrations
+        summary["steps_to_90"] = reached[0]
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_run(run_dir, demos_mean, expert_mean)
-    rows = [("demonstrations", f"{demos_mean:.0f} ± {demos.returns.std():.0f}   ({len(demos.lengths)} episodes)")]
-    rows += [("expert, mean action", f"{expert_mean:.0f}")]
-    for name, x in (("policy, mean action", returns), ("policy, sampled", sampled)):
-        share = f"   ({x.mean() / demos_mean:.1%} of demonstrations)" if demos_mean > 0 else ""
-        rows += [(name, f"{x.mean():.0f} ± {x.std():.0f}{share}")]
-    rows += [("steps to 90%", f"{summary['steps_to_90'] or 'not reached'}")]
-    rows += [("time", f"{seconds:.0f} s, {env_steps / seconds:,.0f} steps/s"), ("results", str(run_dir))]
-    print_table(rows)
-    if args.capture_video:
-        record_video(policy, run_dir / "policy.gif", args.seed)
+    print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
+    if args.track:
+        wandb.summary.update(summary)
+        wandb.finish()
+    plot_curves(rows, demos_mean, run_dir / "curves.png")
     return summary
 
 
-def evaluate_policy_file(args: Args) -> None:
-    """--evaluate: returns of a saved policy with the mean action and with sampled ones, as a table."""
+def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
+    """Return, and outputs of D, over environment steps."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for ax, name, label in (
+        (left, "charts/episodic_return", "sampled actions (training)"),
+        (left, "eval/return_mean", "mean action (evaluation)"),
+        (right, "disc/expert_prob", "on demonstrations"),
+        (right, "disc/policy_prob", "on the policy"),
+    ):
+        logged = [row for row in rows if name in row]
+        ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
+    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+    left.set(title="Return", xlabel="environment steps", ylabel="true return of an episode")
+    right.set(title="Discriminator", xlabel="environment steps", ylabel="mean D", ylim=(0, 1))
+    left.legend()
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
+    """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
+    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / (args.run_name or name)
+    if args.resume:
+        run_dir = Path(args.resume).parent
+    elif run_dir.exists():
+        raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
+    if args.track:
+        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        try:
+            wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
+        except Exception as error:  # W&B fails in many ways
+            reason = str(error).splitlines()[0].rstrip(".")
+            advice = "run `wandb login` or set WANDB_MODE=offline"
+            raise UserError(f"--track: {reason}; {advice}.") from None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+    (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    return run_dir
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    columns = dict.fromkeys(name for row in rows for name in row)
+    lines = [",".join(columns), *(",".join(str(row.get(x, "")) for x in columns) for row in rows)]
+    path.with_suffix(".tmp").write_text("\n".join(lines) + "\n")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_file(path: str, flag: str, kind: str) -> dict:
+    """A checkpoint.pt or policy.pt, read without running any code in it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        problem = f"not a readable file ({reason}); give one that a run wrote"
+        raise UserError(f"{flag} {path}: {problem}.") from None
+    found = content.get("kind") if isinstance(content, dict) else None
+    require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
+    return content
+
+
+class UserError(Exception):
+    """A user's mistake, or a run that cannot go on: shown as one sentence, exit code 2."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
+    for name, x in vars(args).items():
+        if type(x) in (int, float):
+            low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
+            zero_is_fine = name in may_be_zero.split()
+            expected = f"{low} or more" if low or zero_is_fine else "more than 0"
+            expected += f" and {high} or less" if name in at_most else ""
+            good = low <= x <= high and (x > 0 or zero_is_fine)
+            flag = f"--{name.replace('_', '-')}"
+            require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
+
+
+def parse_args(argv: list[str]) -> Args:
+    """Settings of a new run, or of a resumed one. W&B's sweep agents write --flag=True, =False."""
+    argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
+    args = tyro.cli(Args, args=argv)
+    if args.resume:
+        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
+        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
+                "--total-timesteps from the checkpoint; drop the other flags.")
+        saved = load_file(args.resume, "--resume", "gail_state_seq checkpoint")["args"]
+        require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
+                "this script wrote it; start a new run.")
+        args = tyro.cli(Args, args=argv, default=Args(**saved))
     args.check()
-    policy, rows = load_saved(args.evaluate, "--evaluate", {"kind": "gaussian"}), [("policy", args.evaluate)]
-    try:
-        for name, sampled in (("mean action", False), ("sampled", True)):
-            x = evaluate(policy, args.eval_episodes, sampled, args.seed + 20_000 + 10_000 * sampled, args.threads)
-            rows.append((name, f"{x.mean():.1f} ± {x.std():.1f}   ({args.eval_episodes} episodes)"))
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = type(error).__name__
-        raise UserError(
-            f"--evaluate {args.evaluate}: damaged or of another version ({reason}); give another."
-        ) from None
-    print_table(rows)
-    if args.capture_video:
-        record_video(policy, Path(args.evaluate).with_suffix(".gif"), args.seed)
-
-
-def watch_ctrl_c() -> threading.Event:
-    """From now on the first Ctrl-C sets the event that is returned, so that a training loop can save a checkpoint and
-    leave; the second one interrupts at once."""
-    pressed = threading.Event()
-
-    def note(*_) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nCtrl-C: one moment, for a checkpoint; press it again to leave at once.", file=sys.stderr)
-
-    signal.signal(signal.SIGINT, note)
-    return pressed
-
-
-def run_command(argv: list[str], args_type, command: typing.Callable) -> None:
-    """command(parsed argv); one sentence and exit code 2 after a user's mistake or where a file cannot be written, 130
-    after Ctrl-C."""
-    try:
-        return command(parse_args(argv, args_type))
-    except UserError as error:
-        sentence, code = f"error: {error}", 2
-    except OSError as error:
-        reason = f"{error.filename or 'a file of the run'}: {error.strerror or error}"
-        sentence, code = f"error: {reason}; give a folder with room and access; checkpoints are whole, for --resume.", 2
-    except KeyboardInterrupt as interrupt:
-        sentence, code = str(interrupt) or "interrupted", 130
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(sentence, file=sys.stderr)
-    sys.exit(code)
+    return args
 
 
 def main(argv: list[str]) -> None:
     """Command line in, exit code out."""
-    run_command(argv, Args, lambda args: evaluate_policy_file(args) if args.evaluate else train(args))
+    try:
+        args = parse_args(argv)
+        if args.evaluate:
+            final_evaluation(*load_agent(args.evaluate), args, Path(args.evaluate).parent)
+        else:
+            train(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

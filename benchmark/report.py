@@ -1,10 +1,10 @@
-"""Write the result tables of README.md and benchmark/PIXELS.md (between their markers) and the figures, from the CSVs
-in benchmark/results alone.
+"""Write the result tables of the documents (between their markers) and the figures, from the CSVs in benchmark/results
+alone.
 
 python benchmark/report.py            # write
 python benchmark/report.py --check    # exit with 1 if the tables are not what the CSVs say
 
-It also numbers the README's links to lines: [text](script.py#L12 "code") points at the one line that holds the code.
+It also numbers the links to lines: [text](../script.py#L12 "code") points at the one line that holds the code.
 """
 
 import csv
@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark/results"
 FIGURES = ROOT / "benchmark/figures"
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmark/PIXELS.md"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
@@ -236,13 +236,13 @@ def with_lines(text: str) -> str:
     """The text, its links to lines of code made anew; an error where a link's code is on no line, or on several."""
 
     def renumber(link: re.Match) -> str:
-        script, code = link.groups()
+        up, script, code = link.groups()
         lines = [i for i, line in enumerate((ROOT / script).read_text().splitlines(), start=1) if code in line]
         if len(lines) != 1:
             sys.exit(f"{code!r} is on {len(lines)} lines of {script}, expected one; mend the link to it")
-        return f'({script}#L{lines[0]} "{code}")'
+        return f'({up}{script}#L{lines[0]} "{code}")'
 
-    return re.sub(r'\((\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
+    return re.sub(r'\(((?:\.\./)?)(\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
 
 
 def main(args: Args) -> None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib
+import os
+import re
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 SCRIPTS = ["gail_ppo", "bc", "gail_state_seq", "gail_pixels_ae", "toy_pointnav"]
@@ -16,8 +19,8 @@ def test_importing_does_nothing_and_help_explains_every_flag(name, capsys, monke
     monkeypatch.chdir(tmp_path)
     script = importlib.import_module(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
-    commands = [["train"], ["collect"], ["inspect"], ["convert"]] if name == "collect_expert_sac" else [[]]
-    classes = [script.Train, script.Collect, script.Inspect, script.Convert] if len(commands) > 1 else [script.Args]
+    commands = [["train"], ["collect"]] if name == "collect_expert_sac" else [[]]
+    classes = [script.Train, script.Collect] if len(commands) > 1 else [script.Args]
     for command, args_class in zip(commands, classes):
         with pytest.raises(SystemExit) as exit_info:
             script.main([*command, "--help"])
@@ -36,4 +39,18 @@ def test_every_boolean_has_both_forms(name):
             flag = field.name.replace("_", "-")
             for value in (True, False):
                 for form in (f"--{flag}={value}", f"--{'' if value else 'no-'}{flag}"):
-                    assert getattr(script.parse_args([form], script.Args), field.name) is value
+                    if field.name == "cuda" and value and not torch.cuda.is_available():
+                        continue  # refused, as test_mistakes.py says
+                    assert getattr(script.parse_args([form]), field.name) is value
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_what_macos_lacks_is_not_needed(name, monkeypatch, capsys):
+    """No core affinity; and EGL is asked for on Linux alone."""
+    script = importlib.import_module(name)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    args = script.parse_args(["train"] if name == "collect_expert_sac" else [])
+    assert getattr(args, "threads", 7) == 7
+    egl = re.findall(r".*MUJOCO_GL.*", (ROOT / f"{name}.py").read_text())
+    assert not egl or any("linux" in line for line in egl)

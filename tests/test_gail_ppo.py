@@ -303,6 +303,17 @@ def test_reward_normalizer_equals_numpy_over_its_window(monkeypatch):
     np.testing.assert_allclose(normalizer.normalize(x, False), batches[-1] / seen.std(), rtol=1e-5)
 
 
+def test_steps_to_90_needs_two_evaluations_in_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(g, "final_evaluation", lambda *args: [np.ones(2), np.ones(2)])
+    monkeypatch.setattr(g, "plot_curves", lambda *args: None)
+    curve = [(1, 0.5), (2, 0.95), (3, 0.8), (4, 0.95), (5, 0.9)]
+    rows = [{"global_step": step, "eval/return_mean": 10 * x} for step, x in curve]
+    demos = {"returns": np.full(3, 10.0), "expert_return_mean": 20.0}
+    summary = g.report(None, demos, rows, 5.0, g.Args(), tmp_path)
+    assert summary["steps_to_90"] == 4 and summary["best/step"] == 2 and summary["charts/SPS"] == 1
+    assert "steps_to_90" not in g.report(None, demos, rows[:3], 5.0, g.Args(), tmp_path)
+
+
 # The steps of the loop
 
 
@@ -463,6 +474,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
     assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
     assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/vs_demos"])
+    assert "steps_to_90" not in summary
     courses = np.load(tmp_path / "a/evaluation.npz")
     assert courses["mean_action"].shape == courses["sampled"].shape == (100, 4)
     assert courses["mean_action"][-1].mean() == summary["eval/return_mean"]
@@ -539,6 +551,14 @@ def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, ca
     assert rates == pytest.approx([2e-3 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
     assert json.loads((tmp_path / "a/config.json").read_text())["total_timesteps"] == 4800
     assert json.loads((tmp_path / "a/summary.json").read_text())["env_steps"] == 4800
+
+
+def test_a_run_that_was_killed_before_its_summary_gets_it(tmp_path):
+    summary = run(tmp_path, "a")
+    for name in ("summary.json", "curves.png", "evaluation.npz"):
+        (tmp_path / "a" / name).unlink()
+    g.main(["--resume", str(tmp_path / "a/checkpoint.pt")])
+    assert json.loads((tmp_path / "a/summary.json").read_text()) == summary
 
 
 def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys):

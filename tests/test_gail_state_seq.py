@@ -1,25 +1,32 @@
-"""gail_state_seq.py: windows and sequence discriminators against slow versions; then the behaviour of whole runs.
+"""gail_state_seq.py: windows and sequence discriminators against slow versions; then whole runs.
 
 Functions that are copies of gail_ppo.py's are tested there (test_copies.py keeps them copies).
 """
 
 import csv
+import importlib
 import json
 import math
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEMOS, ROOT
+import torch.nn.functional as F
+from conftest import DEMOS, ROOT, make_demo_fields
 
 import gail_state_seq as s
 
-TINY = ["--total-timesteps", "3200", "--num-envs", "8", "--eval-interval", "1600", "--eval-episodes", "4"]
-TINY += ["--update-epochs", "2", "--disc-steps", "3", "--disc-batch-size", "32", "--checkpoint-interval", "1600"]
-TINY += ["--threads", "1"]
+TINY = ["--total-timesteps", "3200", "--num-envs", "8", "--eval-interval", "1600"]
+TINY += ["--eval-episodes", "4", "--update-epochs", "2", "--disc-steps", "3", "--threads", "1"]
+TINY += ["--disc-batch-size", "32", "--checkpoint-interval", "1600"]
 
 
 def run(tmp_path, name, *flags) -> dict:
+    """One in-process run; returns its summary."""
     base = [*TINY, "--output-dir", str(tmp_path), "--run-name", name]
     s.main([*base, *flags] if "--demos" in flags else [*base, "--demos", str(DEMOS), *flags])
     return json.loads((tmp_path / name / "summary.json").read_text())
@@ -28,151 +35,230 @@ def run(tmp_path, name, *flags) -> dict:
 def rows_of(run_dir) -> list[dict]:
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "charts/SPS"} for row in rows]
+    return [{k: v for k, v in row.items() if k != "charts/SPS"} for row in rows]
 
 
 # Windows
 
 
-def play(lengths, rollout_steps, dim=2, seed=0):
-    """Episodes of the given lengths, one after another in one environment, cut into rollouts.
+AS_IT_IS = SimpleNamespace(standardize=lambda x: x)  # stands for a discriminator
 
-    Returns the episodes' states (length + 1, dim) and actions, and the rollouts (obs, next_obs, actions, ended).
-    """
+
+def play(lengths, dim=2, seed=0):
+    """Episodes of the given lengths, one after another in one environment: their states
+    (length + 1, dim) and actions (length, 1), and all of it as one rollout."""
     generator = torch.Generator().manual_seed(seed)
     states = [torch.randn(n + 1, dim, generator=generator) for n in lengths]
     actions = [torch.randn(n, 1, generator=generator) for n in lengths]
-    obs, next_obs = torch.cat([x[:-1] for x in states])[:, None], torch.cat([x[1:] for x in states])[:, None]
-    ended = torch.zeros(len(obs), 1, dtype=torch.bool)
-    ended[np.cumsum(lengths) - 1] = True
-    columns = [x.split(rollout_steps) for x in (obs, next_obs, torch.cat(actions)[:, None], ended)]
-    return states, actions, list(zip(*columns))
+    rollout = {"obs": torch.cat([x[:-1] for x in states])[:, None]}
+    rollout["next_obs"] = torch.cat([x[1:] for x in states])[:, None]
+    rollout["executed"] = torch.cat(actions)[:, None]
+    rollout["ended"] = torch.zeros(sum(lengths), 1, dtype=torch.bool)
+    rollout["ended"][np.cumsum(lengths) - 1] = True
+    return states, actions, rollout
+
+
+def pieces(rollout: dict, steps: int) -> list[dict]:
+    """The rollout, cut into rollouts of `steps`."""
+    return [dict(zip(rollout, x)) for x in zip(*(x.split(steps) for x in rollout.values()))]
 
 
 def slow_windows(states, actions, seq_len, use_actions, look_ahead=False):
-    """The definition, step by step."""
+    """The definition, step by step: (L, K, X)."""
     windows = []
     for episode, acted in zip(states, actions):
         tokens = []
         for i, state in enumerate(episode):
-            led_here = acted[i - 1] if i else torch.zeros(1)
+            led_here = acted[i - 1] if i else torch.zeros_like(acted[0])
             tokens.append(torch.cat([state, led_here]) if use_actions else state)
         for t in range(len(acted)):
+            wanted = range(t - seq_len + 2, t + 2)
             if look_ahead:
                 wanted = range(t + 1, t + 1 + seq_len)
-            else:
-                wanted = range(t - seq_len + 2, t + 2)
             windows.append(torch.stack([tokens[min(max(i, 0), len(acted))] for i in wanted]))
     return torch.stack(windows)
+
+
+def windows_of(rollouts: list[dict], seq_len, use_actions=False, disc=AS_IT_IS):
+    """The script's windows of successive rollouts: (L, N, K, X)."""
+    episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
+    cut = [s.gather_windows(*s.cut_windows(x, episodes, disc, args)) for x in rollouts]
+    return torch.cat(cut)
+
+
+def test_the_windows_of_four_steps():
+    """Three states a window; the second episode begins at step 2. Tokens: 0 to 2 the window before,
+    3 to 6 the states before the steps, 7 to 10 those after."""
+    begins = torch.tensor([[False], [False], [True], [False]])
+    index = s.window_index(begins, 3)[:, 0].tolist()
+    assert index == [[1, 2, 7], [2, 7, 8], [5, 5, 9], [5, 9, 10]]
+    assert s.window_index(begins, 1)[:, 0].tolist() == [[5], [6], [7], [8]]
 
 
 @pytest.mark.parametrize("use_actions", [False, True])
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 7])
 @pytest.mark.parametrize("rollout_steps", [4, 5, 100])
-def test_windows_equal_a_slow_loop_across_episodes_and_rollouts(seq_len, rollout_steps, use_actions):
-    states, actions, rollouts = play([5, 3, 9, 1, 6], rollout_steps)
-    history = s.History(seq_len, use_actions, 2, 1, 1, "cpu")
-    streams = [history.stream(*rollout) for rollout in rollouts]
-    windows = torch.cat([s.make_windows(stream, seq_len) for stream in streams])[:, 0]
+def test_windows_equal_a_slow_loop_over_resets_and_rollouts(seq_len, rollout_steps, use_actions):
+    states, actions, rollout = play([5, 3, 9, 1, 6])
+    windows = windows_of(pieces(rollout, rollout_steps), seq_len, use_actions)[:, 0]
     assert torch.equal(windows, slow_windows(states, actions, seq_len, use_actions))
 
 
 @pytest.mark.parametrize("trial", range(12))
 def test_windows_of_environments_of_different_ages_equal_a_slow_loop(trial):
-    """Several environments, each with episodes of its own, six rollouts: windows, and the transformer's banded pass."""
+    """Several environments, each with episodes of its own, six rollouts: windows, and the
+    transformer's one pass over them."""
     generator, use_actions, envs = torch.Generator().manual_seed(trial), trial % 2 == 1, 3
     seq_len, rollout_steps = torch.randint(1, 9, (2,), generator=generator).tolist()
-    steps, columns, expected = 6 * rollout_steps, [], []
+    steps, rollouts, expected = 6 * rollout_steps, [], []
     for env in range(envs):
         lengths = torch.randint(1, 14, (steps,), generator=generator).tolist()
-        states, actions, ((*columns_of_one,),) = play(lengths, sum(lengths), seed=100 * trial + env)
+        states, actions, rollout = play(lengths, seed=100 * trial + env)
         expected.append(slow_windows(states, actions, seq_len, use_actions)[:steps])
-        columns.append([x[:steps] for x in columns_of_one])
-    expected = torch.stack(expected, dim=1)
-    columns = [torch.cat(column, dim=1).split(rollout_steps) for column in zip(*columns)]
-    history = s.History(seq_len, use_actions, 2, 1, envs, "cpu")
-    disc = s.TransformerDiscriminator(2 + use_actions, seq_len, 16, generator).double()
-    with torch.no_grad():
-        disc.distance_bias.normal_(generator=generator)
-    for rollout, wanted in zip(zip(*columns), expected.split(rollout_steps)):
-        stream = history.stream(*rollout)
-        assert torch.equal(s.make_windows(stream, seq_len), wanted)
-        stream.tokens, stream.next_tokens = stream.tokens.double(), stream.next_tokens.double()
-        torch.testing.assert_close(disc.score(stream), disc(wanted.double()))
+        rollouts.append({name: x[:steps] for name, x in rollout.items()})
+    rollout = {name: torch.cat([x[name] for x in rollouts], dim=1) for name in rollouts[0]}
+    disc = random_transformer(seq_len, dim=2 + use_actions)
+    episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
+    expected = torch.stack(expected, dim=1).split(rollout_steps)
+    for piece, wanted in zip(pieces(rollout, rollout_steps), expected):
+        tokens, index = s.cut_windows(piece, episodes, AS_IT_IS, args)
+        assert torch.equal(s.gather_windows(tokens, index), wanted)
+        torch.testing.assert_close(disc.score(tokens.double(), index), disc(wanted.double()))
 
 
-def test_look_ahead_windows_equal_a_slow_loop():
-    states, actions, rollouts = play([5, 3, 9], 100)
-    stream = s.History(4, False, 2, 1, 1, "cpu").stream(*rollouts[0])
-    windows = s.make_windows(stream, 4, look_ahead=True)[:, 0]
-    assert torch.equal(windows, slow_windows(states, actions, 4, False, look_ahead=True))
+@pytest.mark.parametrize("use_actions", [False, True])
+def test_expert_windows_come_from_the_same_function(demo_file, use_actions):
+    path = demo_file(make={"lengths": (5, 3, 4)})
+    demos = s.load_demos(s.Args(demos=path), ["actions"])
+    episodes = np.split(demos["observations"], np.cumsum(demos["lengths"] + 1)[:-1])
+    actions = np.split(demos["actions"], np.cumsum(demos["lengths"])[:-1])
+    as_tensors = [[torch.tensor(x) for x in arrays] for arrays in (episodes, actions)]
+    rollout = s.as_rollout(demos, demos["actions"], "cpu")
+    windows = windows_of([rollout], 3, use_actions)[:, 0]
+    assert torch.equal(windows, slow_windows(*as_tensors, 3, use_actions))
 
 
-def test_expert_windows_come_from_the_same_function(demo_file):
-    demos = s.load_demos(demo_file(), None, 0, np.random.default_rng(0), ())
-    episodes = np.split(demos.observations, np.cumsum(demos.lengths + 1)[:-1])
-    expected = slow_windows(torch.tensor(np.stack(episodes[:1])), [torch.zeros(5, 1)], 3, False)
-    obs, next_obs = (torch.tensor(x)[:, None] for x in (demos.obs_before_step, s.obs_after_step(demos)))
-    ended = torch.zeros(12, 1, dtype=torch.bool)
-    ended[[4, 7, 11]] = True
-    windows = s.make_windows(s.History(3, False, 17, 6, 1, "cpu").stream(obs, next_obs, None, ended), 3)
-    assert torch.equal(windows[:5, 0], expected)
+def test_demonstrations_of_double_precision_become_the_same_rollout(demo_file):
+    fields = make_demo_fields()
+    double = {name: fields[name].astype(np.float64) for name in ("observations", "actions")}
+    demos = [s.load_demos(s.Args(demos=demo_file(**x)), ["actions"]) for x in ({}, double)]
+    one, other = (s.as_rollout(x, x["actions"], "cpu") for x in demos)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["obs"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("look_ahead", [False, True])
-def test_a_later_state_changes_an_earlier_reward_only_when_looking_ahead(look_ahead):
-    _, _, rollouts = play([12], 100)
-    obs, next_obs, actions, ended = rollouts[0]
-    disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
-
-    def rewards(obs, next_obs):
-        stream = s.History(3, False, 2, 1, 1, "cpu").stream(obs, next_obs, actions, ended)
-        return disc(s.make_windows(stream, 3, look_ahead))[:, 0]
-
-    before = rewards(obs, next_obs)
-    obs, next_obs = obs.clone(), next_obs.clone()
-    obs[8], next_obs[7] = 5.0, 5.0  # the state after step 7
-    changed = (rewards(obs, next_obs) != before).nonzero().flatten().tolist()
-    assert changed == ([5, 6, 7] if look_ahead else [7, 8, 9])
+def test_tokens_are_standardized_and_no_action_led_to_a_first_state():
+    _, _, rollout = play([4, 6])
+    data = torch.cat([rollout["obs"], rollout["executed"]], dim=-1)[:, 0].numpy() * 2 + 5
+    disc = s.MLPDiscriminator(data, 3, 8, torch.Generator())
+    plain, windows = (windows_of([rollout], 3, True, x) for x in (AS_IT_IS, disc))
+    mean, std = (torch.tensor(x) for x in (data.mean(0), data.std(0) + 1e-3))
+    torch.testing.assert_close(windows[..., :2], ((plain - mean) / std)[..., :2])
+    first = torch.zeros(10, 1, 3, dtype=torch.bool)
+    first[[0, 1, 4, 5], 0, 0] = first[[0, 4], 0, 1] = True
+    standardized = ((plain - mean) / std)[..., 2].masked_fill(first, 0.0)
+    torch.testing.assert_close(windows[..., 2], standardized)
 
 
-# The transformer
+def test_a_later_state_changes_no_earlier_reward():
+    _, _, rollout = play([12])
+    disc = s.MLPDiscriminator(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0))
+    changed = {name: x.clone() for name, x in rollout.items()}
+    changed["obs"][8], changed["next_obs"][7] = 5.0, 5.0  # the state after step 7
+    before, after = (disc(windows_of([x], 3))[:, 0] for x in (rollout, changed))
+    assert (after != before).nonzero().flatten().tolist() == [7, 8, 9]
+
+
+def test_the_patch_looks_ahead_and_changes_nothing_else(tmp_path, monkeypatch):
+    """benchmark/patches/state_seq_look_ahead.patch: rewards for what later actions did."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    shutil.copy(ROOT / "gail_state_seq.py", tmp_path)
+    patch = ROOT / "benchmark/patches/state_seq_look_ahead.patch"
+    subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)
+    (tmp_path / "gail_state_seq.py").rename(tmp_path / "looking_ahead.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    ahead = importlib.import_module("looking_ahead")
+    states, actions, rollout = play([5, 3, 9])
+    for args in (ahead.Args(seq_len=4, look_ahead=True), ahead.Args(seq_len=4)):
+        windows = ahead.gather_windows(*ahead.cut_windows(rollout, {}, AS_IT_IS, args))[:, 0]
+        assert torch.equal(windows, slow_windows(states, actions, 4, False, args.look_ahead))
+    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path)]
+    flags += ["--seq-len", "3", "--discriminator", "transformer", "--total-timesteps", "800"]
+    for name, more in (("ahead", ["--look-ahead"]), ("back", [])):
+        ahead.main([*flags, *more, "--run-name", name])
+    s.main([*flags, "--run-name", "back_too"])
+    rewards = [rows_of(tmp_path / x)[0]["reward/gail_mean"] for x in ("ahead", "back", "back_too")]
+    assert rewards[0] != rewards[1] and float(rewards[1]) == pytest.approx(float(rewards[2]))
+
+
+# The discriminators
 
 
 def random_transformer(seq_len, dim=3):
-    disc = s.TransformerDiscriminator(dim, seq_len, 16, torch.Generator().manual_seed(0))
-    disc.distance_bias.data.normal_(generator=torch.Generator().manual_seed(1))
+    disc = s.TransformerDiscriminator(np.zeros((1, dim)), seq_len, 16, torch.Generator())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in disc.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return disc.double()
+
+
+@torch.no_grad()
+def slow_attention(disc, window):
+    """The logit of one window (K, X), head by head and token by token."""
+    tokens, answers = [disc.embed(x) for x in window], []
+    width = len(tokens[0]) // s.HEADS
+    for head in range(s.HEADS):
+        part = slice(head * width, (head + 1) * width)
+        query, weights = disc.query(tokens[-1])[part], []
+        for i, token in enumerate(tokens):
+            match = torch.dot(query, disc.key(token)[part]) / math.sqrt(width)
+            weights.append(math.exp(match + disc.distance_bias[head, i]))
+        values = [disc.value(token)[part] for token in tokens]
+        answers.append(sum(w * v for w, v in zip(weights, values)) / sum(weights))
+    return disc.head(torch.cat([tokens[-1], *answers]))[0]
+
+
+@pytest.mark.parametrize("seq_len", [1, 4])
+def test_the_transformer_equals_a_slow_loop(seq_len):
+    disc = random_transformer(seq_len)
+    windows = torch.randn(2, 3, seq_len, 3, dtype=torch.float64)
+    expected = torch.stack([slow_attention(disc, x) for x in windows.flatten(0, 1)])
+    torch.testing.assert_close(disc(windows), expected.view(2, 3))
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 4, 12])
 @pytest.mark.parametrize("rollout_steps", [5, 100])
-def test_banded_pass_equals_scoring_windows_one_by_one(seq_len, rollout_steps):
-    disc = random_transformer(seq_len)
-    _, _, rollouts = play([5, 3, 9, 1, 6], rollout_steps, dim=2)
-    history = s.History(seq_len, True, 2, 1, 1, "cpu")
-    for rollout in rollouts:
-        stream = history.stream(*rollout)
-        stream.tokens, stream.next_tokens = stream.tokens.double(), stream.next_tokens.double()
-        torch.testing.assert_close(disc.score(stream), disc(s.make_windows(stream, seq_len)))
+def test_one_pass_equals_scoring_windows_one_by_one(seq_len, rollout_steps):
+    disc, episodes = random_transformer(seq_len), {}
+    _, _, rollout = play([5, 3, 9, 1, 6])
+    mlp = s.MLPDiscriminator(np.zeros((1, 3)), seq_len, 16, torch.Generator()).double()
+    args = s.Args(seq_len=seq_len, use_actions=True)
+    for piece in pieces(rollout, rollout_steps):
+        tokens, index = s.cut_windows(piece, episodes, AS_IT_IS, args)
+        tokens = tokens.double()
+        windows = s.gather_windows(tokens, index)
+        for network in (disc, mlp):
+            torch.testing.assert_close(network.score(tokens, index), network(windows))
 
 
 def test_transformer_reads_its_oldest_state_and_nothing_beyond():
-    disc = random_transformer(4)
-    _, _, rollouts = play([20], 100, dim=3)
-    obs, next_obs, actions, ended = (x.double() if x.is_floating_point() else x for x in rollouts[0])
-    history = [s.History(4, False, 3, 1, 1, "cpu") for _ in range(3)]
-    before = disc.score(history[0].stream(obs, next_obs, actions, ended))[:, 0]
-    for step, moves in ((8, True), (7, False)):  # the window of step 10 holds states 8, 9, 10 and 11
-        changed = obs.clone()
-        changed[step] += 1.0
-        after = disc.score(s.History(4, False, 3, 1, 1, "cpu").stream(changed, next_obs, actions, ended))[:, 0]
-        assert (after[10] != before[10]).item() is moves
+    disc, args = random_transformer(4), s.Args(seq_len=4)
+    _, _, rollout = play([20], dim=3)
+    tokens, index = s.cut_windows(rollout, {}, AS_IT_IS, args)
+    before = disc.score(tokens.double(), index)[10]
+    for step, moves in ((8, True), (7, False)):  # step 10's window holds states 8, 9, 10 and 11
+        changed = {name: x.clone() for name, x in rollout.items()}
+        changed["obs"][step] += 1.0
+        changed["next_obs"][step - 1] += 1.0
+        tokens, index = s.cut_windows(changed, {}, AS_IT_IS, args)
+        assert (disc.score(tokens.double(), index)[10] != before).item() is moves
 
 
 def test_an_untrained_transformer_heeds_the_latest_tokens_most():
-    disc = s.TransformerDiscriminator(3, 8, 32, torch.Generator().manual_seed(0))
-    windows = torch.randn(200, 8, 3, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    disc = s.TransformerDiscriminator(np.zeros((1, 3)), 8, 32, generator)
+    windows = torch.randn(200, 8, 3, generator=generator).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(windows).sum(), windows)
     influence = grad.norm(dim=-1).mean(0)  # of each token on its window's logit, the oldest first
     assert (influence[1:] > influence[:-1]).all() and influence[0] < 0.01 * influence[-1]
@@ -180,20 +266,18 @@ def test_an_untrained_transformer_heeds_the_latest_tokens_most():
 
 def test_no_weight_of_an_untrained_transformer_is_a_denormal_number():
     """Some CPUs multiply those many times slower than others."""
-    biases = s.TransformerDiscriminator(3, 100, 32, torch.Generator().manual_seed(0)).distance_bias
+    biases = s.TransformerDiscriminator(np.zeros((1, 3)), 100, 32, torch.Generator()).distance_bias
     assert torch.softmax(biases, -1).min() > 1e6 * torch.finfo(torch.float32).tiny
 
 
 def test_transformer_tells_the_order_of_its_tokens():
-    disc = random_transformer(4)
-    window = torch.randn(1, 4, 3, dtype=torch.float64)
-    swapped = window[:, [1, 0, 2, 3]]
-    assert not torch.allclose(disc(window), disc(swapped))
+    disc, window = random_transformer(4), torch.randn(1, 4, 3, dtype=torch.float64)
+    assert not torch.allclose(disc(window), disc(window[:, [1, 0, 2, 3]]))
 
 
 @pytest.mark.parametrize("kind", [s.MLPDiscriminator, s.TransformerDiscriminator])
 def test_window_gradient_penalty_equals_finite_differences(kind):
-    disc = kind(2, 3, 8, torch.Generator().manual_seed(0)).double()
+    disc = kind(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0)).double()
     expert, policy = torch.randn(2, 1, 3, 2, dtype=torch.float64)
     mix = torch.full((1, 1, 1), 0.3, dtype=torch.float64)
     x = 0.3 * expert + 0.7 * policy
@@ -210,6 +294,16 @@ def test_window_gradient_penalty_equals_finite_differences(kind):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in disc.parameters())
 
 
+# The steps of the loop
+
+
+def rollout_of(windows) -> dict:
+    """A rollout of one step in B environments whose windows are those (B, K, X)."""
+    index = torch.arange(windows.shape[1]).expand(1, len(windows), -1)
+    rollout = {"tokens": windows.transpose(0, 1), "window": index}
+    return rollout | {"env_reward": torch.full((1, len(windows)), 7.0)}
+
+
 def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
     """Two circles walked in opposite directions: the same single states, other transitions."""
     generator = torch.Generator().manual_seed(0)
@@ -220,131 +314,322 @@ def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
             angle = 2 * math.pi * torch.rand(600, 1, generator=generator)
             angles = angle + direction * 0.5 * torch.arange(seq_len)
             windows.append(torch.stack([angles.cos(), angles.sin()], -1))
-        disc = s.MLPDiscriminator(2, seq_len, 32, generator)
+        expert, policy = windows
+        disc = s.MLPDiscriminator(np.zeros((1, 2)), seq_len, 32, generator)
         optimizer = torch.optim.Adam(disc.parameters(), 3e-3)
-        args = s.Args(disc_batch_size=128, grad_penalty_coef=0.0)
-        s.update_discriminator(disc, optimizer, *windows, args, 300, generator)
+        args = s.Args(disc_batch_size=128, grad_penalty_coef=0.0, disc_steps=300)
+        rollout = rollout_of(policy)
+        log = s.update_window_discriminator(disc, optimizer, expert, rollout, args, generator)
         with torch.no_grad():
-            right = torch.cat([disc(windows[0]) > 0, disc(windows[1]) < 0])
+            right = torch.cat([disc(expert) > 0, disc(policy) < 0])
         accuracy[seq_len] = right.float().mean().item()
     assert accuracy[2] > 0.95 and accuracy[1] < 0.65
+    assert log["disc/expert_prob"] > 0.8 > 0.2 > log["disc/policy_prob"]
+    assert log["disc/expert_acc"] > 0.9 and log["disc/policy_acc"] > 0.9
+
+
+@pytest.mark.parametrize("kind", [s.MLPDiscriminator, s.TransformerDiscriminator])
+def test_one_step_of_the_discriminator_equals_a_plain_one(kind):
+    """The same minibatches, drawn in the same order, and PyTorch's own cross-entropy."""
+    windows = torch.randn(2, 40, 3, 2, generator=torch.Generator().manual_seed(1))
+    expert, policy = windows
+    args = s.Args(disc_batch_size=16, disc_steps=2, grad_penalty_coef=0.5)
+    one, other = (kind(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0)) for _ in "ab")
+    optimizer = torch.optim.SGD(one.parameters(), 0.1)
+    generator = torch.Generator().manual_seed(2)
+    log = s.update_window_discriminator(one, optimizer, expert, rollout_of(policy), args, generator)
+    optimizer = torch.optim.SGD(other.parameters(), 0.1)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(2):
+        x, y = (side[torch.randint(40, (16,), generator=generator)] for side in (expert, policy))
+        mix = torch.rand(16, 1, 1, generator=generator)
+        between = (y + mix * (x - y)).requires_grad_(True)
+        (grad,) = torch.autograd.grad(other(between).sum(), between, create_graph=True)
+        penalty = ((grad.square().sum((1, 2)).sqrt() - 1) ** 2).mean()
+        loss = F.binary_cross_entropy_with_logits(other(x), torch.ones(16))
+        loss = loss + F.binary_cross_entropy_with_logits(other(y), torch.zeros(16))
+        optimizer.zero_grad()
+        (loss + 0.5 * penalty).backward()
+        optimizer.step()
+    for a, b in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(a, b)
+    assert log["disc/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert log["disc/grad_penalty"] == pytest.approx(penalty.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["softplus", "logit", "logsigmoid"])
+def test_rewards_are_those_of_the_windows_normalized(form):
+    windows = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
+    disc = s.MLPDiscriminator(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        d = torch.sigmoid(disc(windows))
+    plain = {"softplus": -torch.log(1 - d), "logit": torch.log(d / (1 - d)), "logsigmoid": d.log()}
+    plain, rollout = plain[form][None], rollout_of(windows)
+    deviation = plain.std(correction=0)
+    centered = (plain - plain.mean()) / deviation
+    for normalize, center, expected in (
+        (False, True, plain),
+        (True, True, centered),
+        (True, False, plain / deviation),
+    ):
+        args = s.Args(reward_form=form, normalize_reward=normalize, center_reward=center)
+        rewards, log = s.compute_window_rewards(rollout, disc, s.RewardNormalizer(), args)
+        torch.testing.assert_close(rewards, expected, rtol=1e-4, atol=1e-4)
+        assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), abs=1e-5)
+        assert log["reward/gail_std"] == pytest.approx(plain.std().item(), abs=1e-5)
+        assert log["reward/env_mean"] == 7.0
 
 
 # Whole runs
 
 
+def test_run_writes_its_files_and_returns_its_summary(tmp_path):
+    summary = run(tmp_path, "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"config.json", "metrics.csv", "summary.json", "checkpoint.pt", "policy.pt",
+                     "curves.png", "evaluation.npz"}  # fmt: skip
+    rows = rows_of(tmp_path / "a")
+    assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
+    assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
+    assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/vs_demos"])
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--seq-len", "1"],
-        ["--seq-len", "4", "--look-ahead", "--reward-source", "combined"],
+        ["--seq-len", "1", "--reward-form", "logit", "--no-center-reward"],
         ["--seq-len", "100", "--discriminator", "transformer"],
-        ["--seq-len", "5", "--use-actions", "--discriminator", "transformer", "--disc-loss", "wgan"],
+        ["--seq-len", "5", "--use-actions", "--discriminator", "transformer"],
         ["--seq-len", "3", "--use-actions", "--num-steps", "70", "--num-demos", "2"],
+        ["--seq-len", "4", "--grad-penalty-coef", "0", "--no-normalize-reward", "--no-anneal-lr"],
     ],
 )
 def test_options_run(tmp_path, flags):
-    summary = run(tmp_path, "options", *flags)
-    assert math.isfinite(summary["eval/return_mean"])
+    assert math.isfinite(run(tmp_path, "options", *flags)["eval/return_mean"])
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path):
+    for name, flags in (("a", ()), ("b", ()), ("c", ("--seed", "2"))):
+        run(tmp_path, name, *flags)
+    a, b, c = (rows_of(tmp_path / name) for name in "abc")
+    assert a == b != c
 
 
 @pytest.mark.parametrize(("discriminator", "size"), [("mlp", 512), ("transformer", 48)])
-def test_minibatch_of_the_discriminator_by_default(tmp_path, discriminator, size):
-    run(tmp_path, "default", "--discriminator", discriminator, "--disc-batch-size", "0", "--disc-steps", "1")
-    assert json.loads((tmp_path / "default/config.json").read_text())["disc_batch_size"] == size
+def test_minibatch_of_the_discriminator_by_default(discriminator, size):
+    assert s.parse_args(["--discriminator", discriminator]).disc_batch_size == size
+    given = s.parse_args(["--discriminator", discriminator, "--disc-batch-size", "7"])
+    assert given.disc_batch_size == 7
 
 
 def states_alone(tmp_path, name, **changes) -> str:
     with np.load(DEMOS) as file:
         fields = dict(file) | changes
-    np.savez(tmp_path / name, **{key: value for key, value in fields.items() if value is not None})
+    kept = {key: value for key, value in fields.items() if value is not None}
+    np.savez(tmp_path / name, **kept)
     return str(tmp_path / name)
 
 
-def test_demonstrations_of_a_body_with_other_actions(tmp_path):
+def test_demonstrations_of_a_body_with_other_actions(tmp_path, capsys):
     demos = states_alone(tmp_path, "other.npz", actions=np.zeros((5000, 2), np.float32))
     run(tmp_path, "a", "--demos", demos)
     assert (tmp_path / "a/summary.json").exists()
-    with pytest.raises(SystemExit):
-        run(tmp_path, "b", "--demos", demos, "--use-actions")
-    assert not (tmp_path / "b").exists()
+    flags = [*TINY, "--demos", demos, "--use-actions", "--output-dir", str(tmp_path / "runs")]
+    assert "each of its actions has shape (2,)" in mistake(capsys, *flags)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_actions_and_rewards_of_the_demonstrations_are_never_used(tmp_path):
-    with np.load(DEMOS) as file:
-        nan = {name: np.full_like(file[name], np.nan) for name in ("actions", "rewards")}
+    rng = np.random.default_rng(0)
+    noise = {"actions": rng.normal(size=(5000, 6)), "rewards": rng.normal(size=5000)}
     run(tmp_path, "whole")
-    run(tmp_path, "nan", "--demos", states_alone(tmp_path, "nan.npz", **nan))
-    run(tmp_path, "none", "--demos", states_alone(tmp_path, "none.npz", actions=None, rewards=None))
-    reference = torch.load(tmp_path / "whole/policy.pt", weights_only=True)["weights"]
-    for name in ("nan", "none"):
-        weights = torch.load(tmp_path / name / "policy.pt", weights_only=True)["weights"]
-        assert all(torch.equal(weights[k], reference[k]) for k in reference)
+    run(tmp_path, "noise", "--demos", states_alone(tmp_path, "noise.npz", **noise))
+    nothing = states_alone(tmp_path, "none.npz", actions=None, rewards=None)
+    run(tmp_path, "none", "--demos", nothing)
+    policies = [tmp_path / name / "policy.pt" for name in ("whole", "noise", "none")]
+    whole, *others = (torch.load(path, weights_only=True)["agent"] for path in policies)
+    assert all(torch.equal(x[name], whole[name]) for x in others for name in whole)
+
+
+def test_discriminator_sees_actions_as_executed(tmp_path, monkeypatch):
+    """Beyond the bounds a sampled action would give the policy away; so for the expert."""
+    demos, seen = states_alone(tmp_path, "wild.npz", actions=3 * np.load(DEMOS)["actions"]), []
+    cut_windows = s.cut_windows
+
+    def noted(rollout, *rest):
+        seen.append(rollout["executed"])
+        return cut_windows(rollout, *rest)
+
+    monkeypatch.setattr(s, "cut_windows", noted)
+    run(tmp_path, "a", "--demos", demos, "--use-actions", "--total-timesteps", "800")
+    expert, policy = seen
+    assert expert.abs().max() == policy.abs().max() == 1
+    assert expert.shape == (5000, 1, 6) and policy.shape == (100, 8, 6)
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("flags", [["--num-steps", "60", "--seq-len", "5", "--use-actions"]])
-def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
-    run(tmp_path, "whole", *flags)
+def kill_and_resume(tmp_path, monkeypatch, name, rollouts, *flags) -> None:
+    """A run that dies in the policy update after so many rollouts, and goes on."""
     calls, update = [], s.update_policy
 
     def dying_update(*args):
         calls.append(None)
-        if len(calls) == 6:
+        if len(calls) == rollouts + 1:
             raise Killed
         return update(*args)
 
-    monkeypatch.setattr(s, "update_policy", dying_update)
-    with pytest.raises(Killed):
-        run(tmp_path, "killed", *flags)
-    monkeypatch.setattr(s, "update_policy", update)
-    s.main(["--resume", str(tmp_path / "killed/checkpoint.pt")])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(s, "update_policy", dying_update)
+        run(tmp_path, name, *flags)
+    s.main(["--resume", str(tmp_path / name / "checkpoint.pt")])
+
+
+@pytest.mark.parametrize("flags", [["--seq-len", "5", "--use-actions"],
+                                   ["--seq-len", "30", "--discriminator", "transformer"]])
+def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
+    """Rollouts of 60 steps end within episodes, so windows reach over the checkpoint."""
+    flags = ["--num-steps", "60", *flags]
+    run(tmp_path, "whole", *flags)
+    kill_and_resume(tmp_path, monkeypatch, "killed", 5, *flags)
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    policies = [tmp_path / name / "policy.pt" for name in ("whole", "killed")]
+    whole, killed = (torch.load(path, weights_only=True)["agent"] for path in policies)
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-# Users' mistakes
+def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkeypatch):
+    fields = make_demo_fields((20, 30), obs_dim=11, action_dim=3, env_id="Hopper-v4")
+    fields["terminated"], fields["truncated"] = np.ones(2, bool), np.zeros(2, bool)
+    np.savez(tmp_path / "hopper.npz", **fields)
+    flags = ["--env-id", "Hopper-v4", "--demos", str(tmp_path / "hopper.npz"), "--seq-len", "4"]
+    flags += ["--no-center-reward", "--num-envs", "4", "--num-steps", "40", "--checkpoint-interval"]
+    flags += ["320", "--total-timesteps", "960", "--eval-interval", "480"]
+    seen, cut_windows = [], s.cut_windows
+
+    def noted(rollout, episodes, *rest):
+        seen.append((rollout, dict(episodes)))
+        return cut_windows(rollout, episodes, *rest)
+
+    monkeypatch.setattr(s, "cut_windows", noted)
+    kill_and_resume(tmp_path, monkeypatch, "a", 3, *flags)
+    assert json.loads((tmp_path / "a/summary.json").read_text())["env_steps"] == 960
+    steps = [int(row["global_step"]) for row in rows_of(tmp_path / "a")]
+    assert steps == list(range(160, 961, 160))
+    pasts = [bool(episodes) and "window" in episodes for _, episodes in seen]
+    assert pasts == [False, False, True, True, True, False, False, True, True, True]
+    assert any(rollout["ended"].any() for rollout, _ in seen[1:])
 
 
-def test_checkpoint_of_another_version_and_malformed_policy(tmp_path, capsys):
+def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, capsys):
+    checkpoint = str(tmp_path / "a/checkpoint.pt")
     run(tmp_path, "a")
-    saved, policy = (torch.load(tmp_path / "a" / name, weights_only=True) for name in ("checkpoint.pt", "policy.pt"))
-    saved["args"]["discount"] = saved["args"].pop("gamma")
-    torch.save(saved, tmp_path / "a/checkpoint.pt")
-    torch.save(policy | {"weights": {}}, tmp_path / "a/policy.pt")
-    for flag, name, named in (("--resume", "checkpoint.pt", "another version"), ("--evaluate", "policy.pt", "damaged")):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_info:
-            s.main([flag, str(tmp_path / "a" / name)])
-        message = capsys.readouterr().err
-        assert exit_info.value.code == 2 and named in message and message.count("\n") == 1
+    assert "finished" in mistake(capsys, "--resume", checkpoint)
+    s.main(["--resume", checkpoint, "--total-timesteps=4800"])
+    rows = rows_of(tmp_path / "a")
+    assert [int(row["global_step"]) for row in rows] == list(range(800, 4801, 800))
+    rates = [float(row["charts/learning_rate"]) for row in rows]  # the old schedule, then the new
+    assert rates == pytest.approx([2e-3 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
+
+
+def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys):
+    run(tmp_path, "a")
+    before = dict(np.load(tmp_path / "a/evaluation.npz"))
+    (tmp_path / "a/evaluation.npz").unlink()
+    capsys.readouterr()
+    s.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "4"])
+    assert "mean action" in capsys.readouterr().out
+    after = np.load(tmp_path / "a/evaluation.npz")
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_the_policy_moves_towards_the_expert_in_64k_steps(tmp_path):
+    flags = ["--total-timesteps", "64000", "--demos", str(DEMOS), "--output-dir", str(tmp_path)]
+    flags += ["--run-name", "learn", "--eval-interval", "16000", "--eval-episodes", "10"]
+    s.main([*flags, "--anneal-lr=False"])
+    summary = json.loads((tmp_path / "learn/summary.json").read_text())
+    assert summary["best/return_mean"] > 0.15 * summary["demos_return_mean"]
+
+
+def test_runs_alone_beside_data(tmp_path):
+    """A copied file is complete: no sibling, no package."""
+    shutil.copy(ROOT / "gail_state_seq.py", tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    command = [sys.executable, "gail_state_seq.py", *TINY, "--run-name", "alone"]
+    result = subprocess.run(command, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/alone/summary.json").exists()
+
+
+# Users' mistakes: one sentence, exit code 2, nothing left behind
+
+
+def mistake(capsys, *argv) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        s.main([*argv])
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--seq-len", "0"], "--seq-len"),
-        (["--seq-len", "101"], "--seq-len"),
-        (["--discriminator", "transformer", "--disc-hidden-size", "30"], "--disc-hidden-size"),
-        (["--reward-source", "combined", "--no-normalize-reward"], "--no-normalize-reward"),
+        (["--seq-len", "0"], "--seq-len is 0"),
+        (["--seq-len", "101"], "the shortest demonstration has 100 steps"),
+        (["--discriminator", "transformer", "--disc-hidden-size", "30"], "a multiple of 4"),
+        (["--disc-batch-size", "-1"], "--disc-batch-size is -1"),
         (["--seed", "99999999999999999999"], "--seed"),
+        (["--total-timesteps", "100"], "--total-timesteps"),
+        (["--num-demos", "51"], "--num-demos"),
         (["--resume", "nowhere.pt"], "--resume"),
+        (["--evaluate", "nowhere.pt"], "--evaluate"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, flags, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
-    with pytest.raises(SystemExit) as exit_info:
-        s.main(flags)
-    message = capsys.readouterr().err
-    assert exit_info.value.code == 2 and named in message and message.count("\n") == 1
+    assert named in mistake(capsys, *flags)
     assert not (tmp_path / "runs").exists()
 
 
 def test_chains_need_the_demonstrated_actions(tmp_path, capsys):
     path = states_alone(tmp_path, "none.npz", actions=None)
-    with pytest.raises(SystemExit):
-        s.main(["--demos", path, "--use-actions", "--output-dir", str(tmp_path / "runs")])
-    assert "'actions' is missing" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    flags = ["--demos", path, "--use-actions", "--output-dir", str(tmp_path / "runs")]
+    assert "'actions' is missing" in mistake(capsys, *flags) and not (tmp_path / "runs").exists()
+
+
+def test_files_of_another_script_or_version(tmp_path, capsys):
+    torch.save({"kind": "gail_ppo checkpoint"}, tmp_path / "other.pt")
+    message = mistake(capsys, "--resume", str(tmp_path / "other.pt"))
+    assert "it is a gail_ppo checkpoint, expected a gail_state_seq checkpoint" in message
+    torch.save({"kind": "gail_ppo policy"}, tmp_path / "policy.pt")
+    message = mistake(capsys, "--evaluate", str(tmp_path / "policy.pt"))
+    assert "expected a gail_state_seq policy" in message
+    for args in ({}, vars(s.Args()) | {"discount": 0.9}):
+        torch.save({"kind": "gail_state_seq checkpoint", "args": args}, tmp_path / "old.pt")
+        assert "another version" in mistake(capsys, "--resume", str(tmp_path / "old.pt"))
+
+
+def test_resume_stands_alone(capsys):
+    message = mistake(capsys, "--resume", "x.pt", "--seq-len", "3")
+    assert "drop the other flags" in message
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    calls, update = [], s.update_window_discriminator
+
+    def diverging(*args):
+        calls.append(None)
+        return update(*args) | ({"disc/loss": math.nan} if len(calls) == 3 else {})
+
+    monkeypatch.setattr(s, "update_window_discriminator", diverging)
+    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
+    message = mistake(capsys, *flags)
+    assert "diverged at step 2400" in message and "disc/loss" in message
+    saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
+    assert len(saved["rows"]) == 2

@@ -31,19 +31,18 @@ def command_lines(sweep: dict) -> list[list[str]]:
 def test_a_sweep_is_one_that_its_script_takes(name):
     sweep, script = yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text()), importlib.import_module(name)
     assert sweep["program"] == f"{name}.py"
-    assert sweep["metric"]["name"] in script.COLUMNS and sweep["metric"]["goal"] == "maximize"
+    assert f'"{sweep["metric"]["name"]}"' in (ROOT / f"{name}.py").read_text()
+    assert sweep["metric"]["goal"] == "maximize"
     assert sweep["early_terminate"]["type"] == "hyperband"
     assert sweep["command"][0] == "${env}" and sweep["command"][-1] == "${args}"
     fixed = sweep["command"][3:-1]
     assert "--track" in fixed
-    args_type = script.Args if hasattr(script, "Args") else script.Train | script.Collect
     for line in command_lines(sweep):
-        args = script.parse_args([*fixed, *line], args_type)
+        args = script.parse_args([*fixed, *line])
         for flag in line:
             key, value = flag[2:].split("=")
             assert str(getattr(args, key)) == value or float(getattr(args, key)) == float(value)
         assert args.track
-        args.check()
 
 
 def test_every_script_has_a_sweep():
