@@ -240,7 +240,8 @@ def split_losses(policy: Policy, training: dict, validation: dict) -> dict[str, 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     torch.set_num_threads(1)  # minibatches this small are slower on more
-    device, generator = "cuda" if args.cuda else "cpu", Generator().manual_seed(args.seed)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
     space = make_envs(demos, 1, 1).single_action_space
     require(args.loss == "nll" or np.isfinite([space.low, space.high]).all(), "--loss mse ends in "

@@ -424,7 +424,8 @@ def clone_behaviour(agent: Agent, obs: Tensor, actions: Tensor, generator: Gener
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
-    device, generator = "cuda" if args.cuda else "cpu", Generator().manual_seed(args.seed)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
     envs = make_envs(demos, args.num_envs, args.threads)
     low, high = envs.single_action_space.low, envs.single_action_space.high

@@ -513,7 +513,8 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
-    device, generator = "cuda" if args.cuda else "cpu", Generator().manual_seed(args.seed)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"] if args.use_actions else [])
     shortest = demos["lengths"].min()
     require(args.seq_len <= shortest, f"--seq-len is {args.seq_len}, but the shortest "

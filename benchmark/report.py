@@ -192,18 +192,22 @@ def draw_few_demonstrations() -> None:
 
 
 def study_table(rows: list[dict]) -> str:
-    """bc.py's study: returns by demonstration set and width, mean (and range) of the seeds."""
-    widths = sorted({int(row["width"]) for row in rows})
+    """Cloning's study: returns by demonstration set and width, mean (and range) of the seeds."""
+    cells = defaultdict(list)  # (level, width) -> returns
+    for row in rows:
+        level, width = row["variant"].rsplit(", width ", 1)
+        cells[level, int(width)].append(float(row["eval/return_mean"]))
+    widths = sorted({width for _, width in cells})
+    demos = {row["variant"].rsplit(", width ", 1)[0]: float(row["demos_return_mean"]) for row in rows}
     lines = [" | ".join(["| demonstrations", "their return", *(f"width {w}" for w in widths)]) + " |"]
     lines.append("|---" * (len(widths) + 2) + "|")
-    for level in dict.fromkeys(row["level"] for row in rows):
-        cells = [f"| {level}"]
-        for width in [None, *widths]:
-            mine = [row for row in rows if row["level"] == level and width in (None, int(row["width"]))]
-            values = [float(row["eval/return_mean" if width else "demos_return_mean"]) for row in mine]
-            spread = f" ({min(values):.0f} to {max(values):.0f})" if width and len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.0f}{spread}" if values else "–")
-        lines.append(" | ".join(cells) + " |")
+    for level, demos_return in demos.items():
+        line = [f"| {level}", f"{demos_return:.0f}"]
+        for width in widths:
+            values = cells[level, width]
+            spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
+            line.append(f"{np.mean(values):.0f}{spread}" if values else "–")
+        lines.append(" | ".join(line) + " |")
     return "\n".join(lines)
 
 
@@ -214,10 +218,10 @@ def results(name: str) -> str:
         return "(not measured yet)"
     with open(path, newline="") as file:
         head, *rows = csv.reader(file)
+    if name == "bc_study":
+        return study_table([dict(zip(head, row)) for row in rows])
     if {"variant", "eval/vs_demos"} <= set(head):
         return table(read(name))
-    if "level" in head:
-        return study_table([dict(zip(head, row)) for row in rows])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 

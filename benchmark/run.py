@@ -39,6 +39,7 @@ THREE_MILLION = ["--total-timesteps", "3000000"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 PEER = "benchmark/peers/run_imitation.py"
+LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
 HOPPER = ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"]
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
@@ -120,6 +121,14 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("the expert in imitation's MuJoCo", PEER, "--method expert"),
         )
     ],
+    "bc_study": [
+        *(
+            (f"{level}, width {width}", "bc.py", ["--demos", DEMOS.format(level), "--hidden-size", str(width)], THREE)
+            for level in LEVELS
+            for width in (16, 64, 256, 1024)
+        ),
+        ("stochastic-one, width 4096", "bc.py", ["--hidden-size", "4096"], range(1, 2)),
+    ],
     "rewrite": [  # what the scripts must still do after they were rewritten
         ("GAIL 1M", "gail_ppo.py", [], TEN),
         ("BC", "bc.py", [], TEN),
@@ -198,7 +207,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper, state_seq,
+    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper, state_seq,
     pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""

@@ -48,9 +48,9 @@ def test_a_csv_without_variants_is_shown_as_it_stands(tmp_path, monkeypatch):
 
 def test_the_study_becomes_a_grid(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    rows = ["a,16,1,10,40", "a,16,2,20,40", "a,64,1,30,40", "b,64,1,7,50"]
-    (tmp_path / "x.csv").write_text("\n".join(["level,width,seed,eval/return_mean,demos_return_mean", *rows]))
-    assert report.results("x").splitlines() == [
+    rows = ['"a, width 16",1,10,40', '"a, width 16",2,20,40', '"a, width 64",1,30,40', '"b, width 64",1,7,50']
+    (tmp_path / "bc_study.csv").write_text("\n".join(["variant,seed,eval/return_mean,demos_return_mean", *rows]))
+    assert report.results("bc_study").splitlines() == [
         "| demonstrations | their return | width 16 | width 64 |",
         "|---|---|---|---|",
         "| a | 40 | 15 (10 to 20) | 30 |",

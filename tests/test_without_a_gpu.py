@@ -120,14 +120,14 @@ SAC += "--updates-per-step 0.01 --buffer-size 2000 --eval-interval 2000 --checkp
 @pytest.mark.parametrize(
     "name, flags",
     [
-        ("gail_ppo", f"{GAIL} --spectral-norm --target-kl 0.1"),
-        ("gail_ppo", f"{GAIL} --reward-source combined --disc-loss wgan --clip-vloss"),
+        ("gail_ppo", f"{GAIL} --bc-warm-start"),
+        ("gail_ppo", f"{GAIL} --reward-source combined"),
         ("gail_state_seq", f"{GAIL} --seq-len 4"),
         ("gail_state_seq", f"{GAIL} --seq-len 4 --discriminator transformer --use-actions"),
         ("bc", f"{BC} --threads 1 --loss nll"),
         ("collect_expert_sac", SAC),
         ("gail_pixels_ae", PIXELS),
-        ("gail_pixels_ae", f"{PIXELS} --faithful --policy-obs state"),
+        ("gail_pixels_ae", f"{PIXELS} --policy-obs state"),
     ],
 )
 def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
@@ -135,18 +135,19 @@ def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
     monkeypatch.setattr(script, "torch", Torch())
     first = ["train"] if name == "collect_expert_sac" else []
     demos = [] if first else ["--demos", str(DEMOS)]
-    save, devices = script.save_checkpoint, []
+    save, devices = script.save_atomically, []
 
-    def save_and_die(path, script_name, args, parts, progress):
-        parts_of_parts = [part for whole in parts.values() for part in (whole, getattr(whole, "actor", None))]
-        networks = [part for part in parts_of_parts if isinstance(part, torch.nn.Module)]
-        devices.extend(parameter.device for part in networks for parameter in part.parameters())
-        save(path, script_name, args, parts, progress)
-        raise KeyboardInterrupt
+    def save_and_die(content, path):
+        save(content, path)
+        if path.name == "checkpoint.pt":
+            leaves = torch.utils._pytree.tree_leaves_with_path(content)
+            weights = [x for where, x in leaves if "weight" in str(where[-1]) and torch.is_tensor(x)]
+            devices.extend(x.device for x in weights)
+            raise KeyboardInterrupt
 
     with PretendedGPU():
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(script, "save_checkpoint", save_and_die)
+            patch.setattr(script, "save_atomically", save_and_die)
             script.main([*first, *flags.split(), "--cuda", *demos, "--output-dir", str(tmp_path), "--run-name", "run"])
         script.main([*first, "--resume", str(folder / "checkpoint.pt")])
         if not first:
