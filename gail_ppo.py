@@ -155,7 +155,7 @@ class Standardize(nn.Module):
 
 class Agent(nn.Module):
     """Gaussian policy and value. The state_dict has all that acting needs: weights, the statistics
-    of demo_obs (L, O) that standardize observations, and the bounds low and high (A,) of actions."""
+    of demo_obs (L, O) that standardize observations, and bounds low and high (A,) of actions."""
 
     def __init__(self, demo_obs: np.ndarray, low, high, hidden_size: int, generator: Generator):
         super().__init__()
@@ -395,7 +395,7 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
-    ratio = log_ratio.exp()
+    ratio, unexplained = log_ratio.exp(), (returns - values).var() / (returns.var() + 1e-8)
     return {
         "losses/policy_loss": policy_loss.item(),
         "losses/value_loss": value_loss.item(),
@@ -403,7 +403,7 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
         # the estimator k3 of http://joschu.net/blog/kl-approx.html
         "losses/approx_kl": (ratio - 1 - log_ratio).mean().item(),
         "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean().item(),
-        "losses/explained_variance": (1 - (returns - values).var() / returns.var()).item(),
+        "losses/explained_variance": 1 - unexplained.item(),
     }
 
 

@@ -57,7 +57,7 @@ TABLE = [
     (PPO, "--disc-batch-size -1", "--disc-batch-size is -1"),
     (PPO, "--disc-hidden-size 0", "--disc-hidden-size is 0"),
     (PPO, "--disc-learning-rate 0", "--disc-learning-rate is 0.0"),
-    (PPO, "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
+    (GAIL, "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
     ((*IMITATORS, "toy_pointnav"), "--eval-episodes 0", "--eval-episodes is 0"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/nowhere.pt", "nowhere.pt: not a readable file"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/hostile.pt", "hostile.pt: not a readable file"),
@@ -106,7 +106,6 @@ TABLE = [
     (("bc",), "--compare-with {}/text.npz", "--compare-with {}/text.npz: "),
     (("collect_expert_sac",), "--learning-starts 1", "--learning-starts is 1"),
     (("collect_expert_sac",), "--buffer-size 0", "--buffer-size is 0"),
-    (("toy_pointnav",), "--noise-std -1", "--noise-std is -1.0"),
     (("toy_pointnav",), "--cg-iterations 0", "--cg-iterations is 0"),
 ]
 COLLECT = [  # of collect_expert_sac.py collect
