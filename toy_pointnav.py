@@ -428,7 +428,7 @@ def estimate_advantages(agent: ActorCritic, rollout, rewards, args: Args):
     batch = {"x": x, "action": rollout["action"], "log_prob": rollout["log_prob"]}
     batch |= {"advantage": advantages, "return": returns}
     batch = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-    explained = 1 - (returns - values).var() / returns.var()
+    explained = 1 - (returns - values).var() / (returns.var() + 1e-8)
     return batch, {"losses/explained_variance": explained.item()}
 
 

@@ -114,7 +114,7 @@ MUTANTS = [
         '"optimizer": optimizer}',
     ),
     ("gail_ppo", "checkpoint forgets the random numbers", 'generator.set_state(saved["generator"])', "pass"),
-    ("gail_ppo", "checkpoint forgets the simulations", 'envs.set_state(saved["simulator"])', "pass"),
+    ("gail_ppo", "checkpoint forgets the simulations", "envs.set_state(simulator)", "pass"),
     (
         "gail_ppo",
         "checkpoint forgets the reward's statistics",
@@ -178,56 +178,63 @@ MUTANTS = [
         "first = np.cumsum(lengths + 1) - lengths - 1",
         "first = np.cumsum(lengths + 1) - 1",
     ),
-    ("bc", "a clone that is not squashed", "torch.tanh(x) + 1) * (self.high", "x + 1) * (self.high"),
     (
         "gail_pixels_ae",
         "stale expert latents",
-        "views, film, steps, mine, generator)\n            expert_seen, statistics",
-        "views, film, steps, mine, generator)\n            _, statistics",
+        "                nets, optimizers, expert, rollout, args.ae_steps, args, generator\n            )\n            encode_expert(nets.autoencoder, expert)",
+        "                nets, optimizers, expert, rollout, args.ae_steps, args, generator\n            )",
     ),
-    ("gail_pixels_ae", "the view lags one step behind", "mujoco.mj_kinematics(model, local.data)", "pass"),
+    ("gail_pixels_ae", "the view lags one step behind", "mujoco.mj_kinematics(model, data)", "pass"),
     (
         "gail_pixels_ae",
         "a window's first frames are another episode's",
-        "return np.maximum(np.arange(len(first))[:, None] + np.arange(1 - frame_stack, 1), first[:, None])",
-        "return np.maximum(np.arange(len(first))[:, None] + np.arange(1 - frame_stack, 1), 0)",
+        "return np.maximum(rows, starts[:, None])",
+        "return np.maximum(rows, 0)",
     ),
     ("gail_pixels_ae", "snippets run into the next episode", "whole &= ~ended[k : k + starts]", "whole &= True"),
     (
         "gail_pixels_ae",
         "the true reward leaks",
-        "total += normalized if args.normalize_reward",
-        "total += normalized + 0 * rollout.env_rewards if args.normalize_reward",
+        'rewards = F.softplus(nets.disc(rollout["features"])).squeeze(-1)',
+        'rewards = F.softplus(nets.disc(rollout["features"])).squeeze(-1) + 0 * rollout["env_reward"]',
     ),
     (
         "gail_pixels_ae",
         "the inverse model's loss never reaches the encoder",
-        "windows = latents[half:].float()",
-        "windows = latents[half:].detach().float()",
+        "snippets = latents[half:].float()",
+        "snippets = latents[half:].detach().float()",
     ),
     (
         "gail_pixels_ae",
         "a new episode starts with the old one's actions",
-        "self.encode(self.frames[ids]), 0.0",
-        "self.encode(self.frames[ids]), self.actions[ids]",
+        "latents[ids], actions[ids] = autoencoder.encode_all(frames[ids]), 0.0",
+        "latents[ids] = autoencoder.encode_all(frames[ids])",
     ),
     (
         "gail_pixels_ae",
         "the predictor is shown the present as the future",
-        "target, log = film.seen[LOOK_AHEAD - 1 :]",
-        "target, log = film.seen[: starts]",
+        "targets[LOOK_AHEAD - 1 :, :, -nets",
+        "targets[: len(inside), :, -nets",
     ),
     (
-        "collect_expert_sac",
-        "target network not updated",
-        "list(learner.critic.parameters()), tau)",
-        "list(learner.critic.parameters()), 0.0)",
+        "gail_pixels_ae",
+        "gradients added over processes, not averaged",
+        "torch.cat([p.grad.flatten() for p in parameters]) / WORLD_SIZE",
+        "torch.cat([p.grad.flatten() for p in parameters])",
     ),
+    (
+        "gail_pixels_ae",
+        "rewards normalized by each process alone",
+        "normalizer.update(all_gather(rewards))",
+        "normalizer.update(rewards)",
+    ),
+    ("bc", "a clone that is not squashed", "torch.tanh(self.net(x)) + 1)", "self.net(x) + 1)"),
+    ("collect_expert_sac", "target network not updated", "list(critic), args.tau)", "list(critic), 0.0)"),
     (
         "collect_expert_sac",
         "temperature moves the wrong way",
-        "alpha_loss = -learner.log_alpha.exp()",
-        "alpha_loss = learner.log_alpha.exp()",
+        "alpha_loss = -sac.log_alpha.exp()",
+        "alpha_loss = sac.log_alpha.exp()",
     ),
     (
         "collect_expert_sac",
@@ -272,7 +279,10 @@ MUTANTS = [
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) | terminated",
     ),
 ]
-EXTRA: dict[str, str] = {}
+EXTRA = {
+    "gradients added over processes, not averaged": "processes",
+    "rewards normalized by each process alone": "processes",
+}
 
 
 @dataclass

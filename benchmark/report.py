@@ -246,7 +246,7 @@ def with_lines(text: str) -> str:
             sys.exit(f"{code!r} is on {len(lines)} lines of {script}, expected one; mend the link to it")
         return f'({up}{script}#L{lines[0]} "{code}")'
 
-    return re.sub(r'\(((?:\.\./)?)(\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
+    return re.sub(r'\(((?:\.\./)?)((?:data/)?\w+\.py)#L\d+ "([^"]+)"\)', renumber, text)
 
 
 def main(args: Args) -> None:

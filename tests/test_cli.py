@@ -20,7 +20,7 @@ def test_importing_does_nothing_and_help_explains_every_flag(name, capsys, monke
     script = importlib.import_module(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     commands = [["train"], ["collect"]] if name == "collect_expert_sac" else [[]]
-    classes = [script.Train, script.Collect] if len(commands) > 1 else [script.Args]
+    classes = [script.Args, script.Collect] if len(commands) > 1 else [script.Args]
     for command, args_class in zip(commands, classes):
         with pytest.raises(SystemExit) as exit_info:
             script.main([*command, "--help"])

@@ -83,11 +83,11 @@ def evaluate(act, episodes: int, seed: int) -> np.ndarray:
 
 def expert_actions(path: str):
     """collect_expert_sac.py's policy.pt as a function (obs, noise in standard deviations) -> action."""
-    policy = torch.load(path, weights_only=True)
-    layers = [(w, policy["weights"][n.replace("weight", "bias")]) for n, w in policy["weights"].items() if w.ndim == 2]
+    policy = torch.load(path, weights_only=True)["actor"]
+    layers = [(policy[f"net.{i}.weight"], policy[f"net.{i}.bias"]) for i in (0, 2, 4)]
 
     def act(obs: np.ndarray, sampled: bool, rng: np.random.Generator) -> np.ndarray:
-        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["obs_mean"]) / policy["obs_std"]
+        x = (torch.as_tensor(obs, dtype=torch.float32) - policy["mean"]) / policy["std"]
         for i, (weight, bias) in enumerate(layers):
             x = torch.nn.functional.linear(torch.relu(x) if i else x, weight, bias)
         mean, log_std = x.chunk(2, dim=-1)
