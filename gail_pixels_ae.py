@@ -696,7 +696,7 @@ def train(args: Args) -> dict[str, float]:
     episodes = begin_episodes(envs, render, args.frame_stack, own_seed)
     if RANK > 0:  # the same networks, other noise and, when resumed, new episodes
         generator.manual_seed(own_seed)
-    elif args.resume:
+    elif args.resume and len(saved["episodes"]["return"]) == envs.num_envs:  # as many processes
         envs.set_state(saved["simulator"])
         episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
@@ -939,10 +939,11 @@ class Renderer:
 def open_gl(width: int, height: int):
     """An OpenGL context without a display: EGL on Linux, but where MUJOCO_GL names another;
     elsewhere MuJoCo's default."""
-    make_context = mujoco.GLContext
     try:
         if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
             from mujoco.egl import GLContext as make_context
+        else:
+            make_context = mujoco.GLContext
         context = make_context(width, height)
         context.make_current()
         return context

@@ -1,9 +1,10 @@
 """Run a suite of experiments: `python benchmark/run.py --suite gail`.
 
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each on one thread
-(`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds is
-copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and started
-again at any time (`--seeds 5` first, all later). Suites peers and rewrite copy nothing; peers goes on one core, in turn.
+(`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds
+is copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and
+started again at any time (`--seeds 5` first, all later). Suites peers and rewrite copy nothing; peers goes on one
+core, in turn.
 `--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
 A change that no flag makes is a patch in benchmark/patches, which stands where the script would.
 Each finished run adds to
@@ -187,6 +188,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             )
         ),
         (
+            "faithful, 0.5M",
+            "benchmark/patches/pixels_faithful.patch",
+            ["--total-timesteps", "500000"],
+            range(1, 3),
+        ),
+        (
             "spectral norm, no penalty",
             "benchmark/patches/pixels_spectral_norm.patch",
             ["--total-timesteps", "500000", "--spectral-norm", "--grad-penalty-coef", "0"],
@@ -196,6 +203,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
+        ("true reward on latents, 3M", "benchmark/patches/pixels_true_reward.patch", THREE_MILLION, range(1, 5)),
+        ("faithful, 1M", "benchmark/patches/pixels_faithful.patch", [], THREE),
         ("entropy bonus 0.003, 1M", "gail_pixels_ae.py", ["--ent-coef", "0.003"], THREE),  # the ablation's best two
         ("32 latents, 1M", "gail_pixels_ae.py", ["--latent-dim", "32"], THREE),
         ("32 environments, 1M", "gail_pixels_ae.py", HALF_ROLLOUTS, THREE),
@@ -207,8 +216,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper, state_seq,
-    pixels_ablation, pixels"""
+    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper,
+    state_seq, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEMOS, ROOT
+from two_processes import FLAGS
 
 import gail_pixels_ae
-from two_processes import FLAGS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LIMIT = 120  # seconds that none of this may take
