@@ -440,6 +440,14 @@ def test_policy_update_moves_towards_better_actions_and_learns_the_value():
     assert log["losses/approx_kl"] > 0
 
 
+def test_the_value_learns_the_discounted_return():
+    agent, rollout, generator = an_agent(hidden_size=16), toy_rollout(8, 4), torch.Generator().manual_seed(0)
+    optimizer, args = torch.optim.Adam(agent.parameters(), 1e-2), g.Args(gamma=0.5, num_minibatches=2)
+    for _ in range(20):
+        g.update_policy(agent, optimizer, rollout, torch.ones(8, 4), args, generator)
+    assert agent.value(rollout["obs"]).mean().item() == pytest.approx(1 / (1 - 0.5), abs=0.2)
+
+
 @pytest.mark.parametrize("ent_coef", [0.0, 0.1])
 def test_entropy_bonus_widens_a_policy_that_nothing_else_moves(ent_coef, monkeypatch):
     agent, rollout = an_agent(hidden_size=16), toy_rollout(8, 4)

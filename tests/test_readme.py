@@ -44,7 +44,8 @@ def test_the_flags_that_matter_exist(script):
     paragraph = re.search(r"^\*\*Flags that matter\*\*:.*?\n\n", section, re.MULTILINE | re.DOTALL)[0]
     module = importlib.import_module(script)
     flags = re.findall(r"`--(?:no-)?([a-z-]+)", paragraph)
-    assert flags and {flag.replace("-", "_") for flag in flags} <= {field.name for field in dataclasses.fields(module.Args)}
+    fields = {field.name for field in dataclasses.fields(module.Args)}
+    assert flags and {flag.replace("-", "_") for flag in flags} <= fields
 
 
 def test_every_metric_that_they_explain_is_logged():
