@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmark/results/sudden_death.csv"
 ROLLOUTS = ["--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
 # script -> (command, flags of a run of some ten seconds with a checkpoint every fraction of a second)
 RUNS = {
-    "bc": ([], ["--gradient-steps", "4000", "--eval-interval", "100"]),
+    "bc": ([], ["--gradient-steps", "12000", "--eval-interval", "100", "--hidden-size", "64"]),
     "collect_expert_sac": (
         ["train"],
         "--total-timesteps 300000 --learning-starts 5000 --num-envs 16 --checkpoint-interval 10000 "
@@ -36,11 +36,11 @@ RUNS = {
     ),
     "gail_pixels_ae": (
         [],
-        ["--total-timesteps", "16000", *ROLLOUTS, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "32"]
+        ["--total-timesteps", "48000", *ROLLOUTS, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "32"]
         + "--pretrain-steps 20 --ae-steps 4 --predictor-steps 4 --no-capture-video --num-demos 2".split(),
     ),
-    "gail_ppo": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
-    "gail_state_seq": ([], ["--total-timesteps", "60000", *ROLLOUTS]),
+    "gail_ppo": ([], ["--total-timesteps", "160000", *ROLLOUTS]),
+    "gail_state_seq": ([], ["--total-timesteps", "160000", *ROLLOUTS]),
 }
 UNTIMED = ("seconds", "charts/SPS", "time/")  # what may differ starts so
 
