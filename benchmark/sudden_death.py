@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark/results/sudden_death.csv"
-ROLLOUTS = ["--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
+ROLLOUTS = ["--threads", "1", "--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
 # script -> (command, flags of a run of some ten seconds with a checkpoint every fraction of a second)
 RUNS = {
-    "bc": ([], ["--gradient-steps", "12000", "--eval-interval", "100", "--hidden-size", "64"]),
+    "bc": ([], ["--gradient-steps", "12000", "--eval-interval", "100", "--hidden-size", "64", "--threads", "1"]),
     "collect_expert_sac": (
         ["train"],
         "--total-timesteps 300000 --learning-starts 5000 --num-envs 16 --checkpoint-interval 10000 "
@@ -36,11 +36,11 @@ RUNS = {
     ),
     "gail_pixels_ae": (
         [],
-        ["--total-timesteps", "48000", *ROLLOUTS, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "32"]
+        ["--total-timesteps", "40000", *ROLLOUTS, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "32"]
         + "--pretrain-steps 20 --ae-steps 4 --predictor-steps 4 --no-capture-video --num-demos 2".split(),
     ),
-    "gail_ppo": ([], ["--total-timesteps", "160000", *ROLLOUTS]),
-    "gail_state_seq": ([], ["--total-timesteps", "160000", *ROLLOUTS]),
+    "gail_ppo": ([], ["--total-timesteps", "100000", *ROLLOUTS]),
+    "gail_state_seq": ([], ["--total-timesteps", "100000", *ROLLOUTS]),
 }
 UNTIMED = ("seconds", "charts/SPS", "time/")  # what may differ starts so
 
