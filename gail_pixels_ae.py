@@ -17,8 +17,8 @@ GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, as in `gail_pp
 What GAIL on states does not have, and why:
 
  1. The expert's frames are rendered from the demonstrations' physics state by the code that renders
-    the policy's: they can differ in behaviour alone. The expert's actions, the true state and the
-    true reward never reach the learner.
+    the policy's: they can differ in behaviour alone. The expert's actions, the true reward and
+    (unless --policy-obs state) the true state never reach the learner.
  2. D sees the newest latent and the K - 1 *steps* between latents, standardized by the expert's
     statistics: velocities show in steps. A reward is about the frames that its action led to.
  3. The policy sees what comes of that: a predictor (forward model), trained on rollouts, tells
@@ -853,7 +853,8 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.elapsed[ids] = 0
 
     def reset(self, *, seed: int | None = None, options=None) -> tuple[np.ndarray, dict]:
-        self.rng = np.random.default_rng(seed)
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
         self.restart(np.arange(self.num_envs))
         return self.states()[:, 1:], {}
 

@@ -589,7 +589,8 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.elapsed[ids] = 0
 
     def reset(self, *, seed: int | None = None, options=None) -> tuple[np.ndarray, dict]:
-        self.rng = np.random.default_rng(seed)
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
         self.restart(np.arange(self.num_envs))
         return self.states()[:, 1:], {}
 

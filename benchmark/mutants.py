@@ -181,8 +181,8 @@ MUTANTS = [
     (
         "gail_pixels_ae",
         "stale expert latents",
-        "                nets, optimizers, expert, rollout, args.ae_steps, args, generator\n            )\n            encode_expert(nets.autoencoder, expert)",
-        "                nets, optimizers, expert, rollout, args.ae_steps, args, generator\n            )",
+        "args, generator\n            )\n            encode_expert(nets.autoencoder, expert)",
+        "args, generator\n            )",
     ),
     ("gail_pixels_ae", "the view lags one step behind", "mujoco.mj_kinematics(model, data)", "pass"),
     (

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark/results/sudden_death.csv"
-ROLLOUTS = ["--threads", "1", "--num-envs", "8", "--num-steps", "100", "--eval-interval", "2000", "--checkpoint-interval", "800"]
+ROLLOUTS = ["--threads", "1", "--num-envs", "8", "--num-steps", "100"]
+ROLLOUTS += ["--eval-interval", "2000", "--checkpoint-interval", "800"]
 # script -> (command, flags of a run of some ten seconds with a checkpoint every fraction of a second)
 RUNS = {
     "bc": ([], ["--gradient-steps", "12000", "--eval-interval", "100", "--hidden-size", "64", "--threads", "1"]),
@@ -72,7 +73,7 @@ def timeless(row: dict) -> dict:
 def plain(x):
     """Tensors as lists, within dictionaries."""
     if isinstance(x, dict):
-        return {name: plain(value) for name, value in x.items() if name not in ("output_dir", "run_name")}
+        return {name: plain(value) for name, value in x.items() if name not in ("output_dir", "run_name", "resume")}
     return x.tolist() if isinstance(x, torch.Tensor) else x
 
 

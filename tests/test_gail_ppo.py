@@ -111,6 +111,7 @@ def test_a_reset_forgets_what_was_before():
     envs = g.BatchHalfCheetah(3, 30, 1)
     first, _ = envs.reset(seed=5)
     course = [envs.step(np.ones((3, 6)))[0] for _ in range(20)]
+    assert (envs.reset()[0] != first).any()  # without a seed the random numbers go on
     again, _ = envs.reset(seed=5)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(course, [envs.step(np.ones((3, 6)))[0] for _ in range(20)])
