@@ -44,6 +44,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,46 +126,64 @@ def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights."""
+    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
+    0 where data do not vary. In float64 up to there: x may be far from 0."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
-        data = data.astype(np.float64)  # sums in float32 lose digits
-        self.register_buffer("mean", torch.from_numpy(data.mean(0)).float())
-        self.register_buffer("std", torch.from_numpy(data.std(0) + 1e-3).float())
+        data = data.astype(np.float64)
+        mean, std = data.mean(0), data.std(0)
+        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP)
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
 class Policy(nn.Module):
-    """Mean action (..., A) of a standardized observation (..., O). The deterministic policy is
-    squashed into the bounds low, high (A,); the Gaussian one is not, and has a log deviation (A,).
-    The state_dict has all that acting needs: also the statistics of demo_obs (L, O)."""
+    """Action (..., A) of a standardized observation (..., O), standardized as well: of a
+    deterministic policy, squashed into the bounds if there are any, or the mean of a Gaussian one,
+    which has a log deviation (A,). If actions are discrete, their logits. The state_dict has all
+    that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"] (L, A), and the
+    bounds demos["low"] and ["high"] (A,) of actions."""
 
-    def __init__(self, demo_obs, low, high, hidden: list[int], gaussian: bool, generator):
+    def __init__(self, demos: dict, hidden: list[int], gaussian: bool, generator: Generator):
         super().__init__()
-        self.gaussian = gaussian
-        self.standardize = Standardize(demo_obs)
-        self.net = policy_mlp([demo_obs.shape[1], *hidden, len(low)], generator)
-        self.log_std = nn.Parameter(torch.full((len(low),), INITIAL_LOG_STD))
-        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
+        obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
+        self.gaussian, self.discrete = gaussian, demos["discrete"]
+        self.standardize = Standardize(demos["obs"])
+        self.standardize_action = Standardize(demos["actions"])
+        self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
+        self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
+        self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
+        self.register_buffer("high", torch.as_tensor(demos["high"], dtype=torch.float32))
+        bounded = torch.isfinite(self.low).all() and torch.isfinite(self.high).all()
+        self.squashed = bool(bounded) and not gaussian and not self.discrete
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gaussian:
+        if not self.squashed:
             return self.net(x)
-        return self.low + 0.5 * (torch.tanh(self.net(x)) + 1) * (self.high - self.low)
+        mean, std = self.standardize_action.mean, self.standardize_action.std
+        low, high = ((self.low - mean) / std).float(), ((self.high - mean) / std).float()
+        return low + 0.5 * (torch.tanh(self.net(x)) + 1) * (high - low)
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
-        generator and a Gaussian policy, a sampled one."""
-        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.low.device)
-        action = self(self.standardize(obs))
+        """What to do after raw observations (N, O): the likeliest action, or, with a generator and
+        a policy that is not deterministic, a sampled one."""
+        output = self(self.standardize(torch.from_numpy(obs).to(self.low.device)))
+        if self.discrete and generator is None:
+            return output.argmax(-1).cpu().numpy()
+        if self.discrete:
+            return torch.multinomial(output.softmax(-1).cpu(), 1, generator=generator)[:, 0].numpy()
         if self.gaussian and generator is not None:
-            noise = torch.randn(action.shape, generator=generator)
-            action = action + self.log_std.exp() * noise.to(action.device)
+            noise = torch.randn(output.shape, generator=generator)
+            output = output + self.log_std.exp() * noise.to(output.device)
+        action = self.standardize_action.undo(output)
         return action.clamp(self.low, self.high).cpu().numpy()
 
 
@@ -172,9 +191,8 @@ class Policy(nn.Module):
 
 
 def split_episodes(episodes: int, val_fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """(E,) bool: which episodes are held out for validation. At least one where val_fraction asks
-    for any, and never all: a single episode is trained on."""
-    count = min(max(round(val_fraction * episodes), val_fraction > 0), episodes - 1)
+    """(E,) bool: which episodes are held out for validation; of fewer than ten, a tenth is none."""
+    count = int(val_fraction * episodes + 1e-9)  # 0.29 * 100 is a little less than 29
     return np.isin(np.arange(episodes), rng.permutation(episodes)[:count])
 
 
@@ -186,12 +204,15 @@ def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def cloning_loss(policy: Policy, pairs: dict[str, Tensor]) -> Tensor:
-    """Mean squared error per action component, or, of a Gaussian policy, negative log-likelihood
-    per action in nats: pairs {"obs": (B, O), "action": (B, A)} -> ()."""
-    mean = policy(pairs["obs"])
+    """Mean squared error per component of the standardized action; of a Gaussian policy, negative
+    log-likelihood per action in nats; of a discrete one, cross-entropy in nats:
+    pairs {"obs": (B, O), "action": (B, A)} -> ()."""
+    output = policy(pairs["obs"])
+    if policy.discrete:
+        return F.cross_entropy(output, pairs["action"].argmax(-1))
     if policy.gaussian:
-        return -gaussian_log_prob(pairs["action"], mean, policy.log_std).mean()
-    return F.mse_loss(mean, pairs["action"])
+        return -gaussian_log_prob(pairs["action"], output, policy.log_std).mean()
+    return F.mse_loss(output, pairs["action"])
 
 
 @torch.no_grad()
@@ -201,18 +222,19 @@ def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
         slow_parameter.lerp_(parameter, 1 - polyak)
 
 
-def fell_away(returns: np.ndarray, demos_mean: float) -> float:
-    """Share of returns (E,) below half of the demonstrations' mean, which should be positive."""
-    return float((returns < 0.5 * demos_mean).mean())
+def fell_away(returns: np.ndarray, demos: dict) -> float:
+    """Share of returns (E,) below the middle between random actions and the demonstrations."""
+    return float((returns < 0.5 * (np.mean(demos["returns"]) + demos["random_return"])).mean())
 
 
 # The steps of the loop
 
 
-def make_pairs(policy: Policy, obs: np.ndarray, actions: np.ndarray) -> dict[str, Tensor]:
-    """Observations (L, O), standardized once and for all, and actions (L, A), cut to the bounds."""
-    obs, actions = (torch.tensor(x).float().to(policy.low.device) for x in (obs, actions))
-    return {"obs": policy.standardize(obs), "action": actions.clamp(policy.low, policy.high)}
+def make_pairs(policy: Policy, demos: dict, chosen: np.ndarray) -> dict[str, Tensor]:
+    """The chosen (L,) of all pairs (L, O), (L, A), standardized once and for all."""
+    obs = torch.from_numpy(demos["obs"][chosen]).to(policy.low.device)
+    action = torch.from_numpy(demos["actions"][chosen]).to(policy.low.device)
+    return {"obs": policy.standardize(obs), "action": policy.standardize_action(action)}
 
 
 def gradient_step(policy: Policy, optimizer, pairs: dict, batch_size: int, generator) -> None:
@@ -243,16 +265,18 @@ def train(args: Args) -> dict[str, float]:
     device = torch.device("cuda" if args.cuda else "cpu")
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
-    space = make_envs(demos, 1, 1).single_action_space
-    require(args.loss == "nll" or np.isfinite([space.low, space.high]).all(), "--loss mse ends in "
-            f"the action's bounds, and {args.env_id} has none; give --loss nll.")
-    obs, actions = demos["obs"], demos["actions"]
+    envs = make_envs(demos, 1, 1)
+    match_demos(demos, envs)
+    envs.close()
+    demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
     rng, lengths = np.random.default_rng(args.seed), demos["lengths"]
-    held_out = np.repeat(split_episodes(len(lengths), args.val_fraction, rng), lengths)  # (L,)
+    held_out = split_episodes(len(lengths), args.val_fraction, rng)
+    held_out_steps = np.repeat(held_out, lengths)  # (L,)
+    train_demos = demos | {x: demos[x][~held_out_steps] for x in ("obs", "actions")}
     hidden, gaussian = [args.hidden_size] * args.hidden_layers, args.loss == "nll"
-    policy = Policy(obs[~held_out], space.low, space.high, hidden, gaussian, generator).to(device)
-    training = make_pairs(policy, obs[~held_out], actions[~held_out])
-    validation = make_pairs(policy, obs[held_out], actions[held_out])
+    policy = Policy(train_demos, hidden, gaussian, generator).to(device)
+    training = make_pairs(policy, demos, ~held_out_steps)
+    validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
     decayed = {"params": policy.net.parameters(), "weight_decay": args.weight_decay}
     free = {"params": [policy.log_std], "weight_decay": 0.0}  # or it is drawn to a deviation of 1
@@ -305,15 +329,17 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            task = {name: demos[name] for name in ("env_id", "max_episode_steps")}
+            names = ("env_id", "max_episode_steps", "discrete", "random_return")
+            task = {"kind": "bc policy"} | {name: demos[name] for name in names}
+            task |= {"hidden": hidden, "gaussian": gaussian}
             task["returns"] = demos["returns"].tolist()  # of the demonstrations, for the figure
-            task |= {"kind": "bc policy", "hidden": hidden, "gaussian": gaussian}
             save_atomically(task | {"policy": policy.state_dict()}, run_dir / "policy.pt")
             save_atomically(task | {"policy": slow.state_dict()}, run_dir / "policy_slow.pt")
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
             start = time.perf_counter() - seconds  # evaluations are not counted
-    return report(policy, slow, demos, rows, seconds, args, run_dir)
+    counts = {"train_episodes": int((~held_out).sum()), "val_episodes": int(held_out.sum())}
+    return report(policy, slow, demos, counts, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations and environments ---
@@ -323,41 +349,52 @@ def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
     episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
+    path = Path(args.demos)
+    if not path.exists():
+        path = Path(__file__).parent / args.demos  # whatever folder the script is called from
     try:
-        with np.load(args.demos, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
-        demos |= json.loads(str(demos["metadata"]))
-        lengths, recorded_in = demos["lengths"], demos["env_id"]
-        if recorded_in != args.env_id:
+        demos |= json.loads(str(demos.pop("metadata")))
+        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
+        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+        if lengths.max(initial=0) > limit:
+            longest = lengths.max()
+            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "actions": steps, "rewards": steps, "lengths": episodes}
-        rows |= {"qpos": states, "qvel": states, "terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "qpos": states, "qvel": states, "actions": steps}
+        rows |= {"rewards": steps, "lengths": episodes}
+        rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            if len(demos[name]) != len(rows[name]) or not np.isfinite(demos[name]).all():
-                found = f"'{name}' is {demos[name].dtype} of shape {demos[name].shape}"
-                raise ValueError(f"{found}, expected {len(rows[name])} rows of finite numbers")
-            demos[name] = demos[name][rows[name]]
-        final = np.cumsum(demos["lengths"] + 1) - 1
-        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float32)
-        rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
-        demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-        demos["max_episode_steps"] = int(demos["max_episode_steps"])
-        demos["expert_return_mean"] = float(demos.get("expert_return_mean", math.nan))
-        return demos
+            x, count = demos[name], len(rows[name])
+            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+                found = f"'{name}' is {x.dtype} of shape {x.shape}"
+                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+            if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
+                raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
+            demos[name] = x[rows[name]]
     except KeyError as error:
-        problem = f"the field {error} is missing"
+        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
+                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise UserError(f"--demos {args.demos}: {problem}; see docs/own_demonstrations.md.")
+        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
+                        "docs/own_demonstrations.md.") from None
+    if recorded_in != args.env_id:
+        warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
+    final = np.cumsum(demos["lengths"] + 1) - 1
+    demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+    demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
+    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -374,6 +411,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
         self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
 
     def states(self) -> np.ndarray:
@@ -417,84 +455,127 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
 
 def make_envs(task: dict, num_envs: int, threads: int):
     """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
-    HalfCheetah-v4, or gymnasium's. UserError unless spaces are flat and demonstrations fit them."""
+    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
+    discrete."""
     env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, limit, threads)
     same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        if env_id == "HalfCheetah-v4":
-            envs = BatchHalfCheetah(num_envs, limit, threads)
-        else:
-            envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
-    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
-    for name, space in spaces.items():
-        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        require(flat, f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose "
-                "another environment.")
-        if name in task:
-            shape = task[name].shape[1:]
-            require(shape == space.shape, f"--demos: each of its {name} has shape {shape}, the "
-                    f"environment's {space.shape}; give demonstrations of this environment.")
+        advice = "give a registered gymnasium id"
+        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+    obs, actions = envs.single_observation_space, envs.single_action_space
+    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
+    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
+            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
+    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
     return envs
+
+
+def match_demos(demos: dict, envs) -> None:
+    """Hold demonstrations against the environment that they are of. Sets what networks want to know
+    of actions: "discrete", "low" and "high" (A,), "actions" (L, A) within these bounds; one-hot
+    vectors if they are discrete, and the bounds if nobody recorded any."""
+    space = envs.single_action_space
+    demos["discrete"] = isinstance(space, gym.spaces.Discrete)
+    for name, x in (("obs", envs.single_observation_space), ("actions", space)):
+        shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
+        require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
+                f"environment's {x.shape}; give demonstrations of this environment.")
+    if demos["discrete"]:
+        one_hot = np.eye(int(space.n))
+        demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
+        actions = demos.get("actions", space.start + np.arange(len(one_hot))) - space.start
+        require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
+                f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
+                "whole numbers; give demonstrations of this environment.")
+        demos["actions"] = one_hot[actions]
+        return
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
+    actions = demos.get("actions", bounds)
+    outside = np.mean((actions < low) | (actions > high))
+    if outside > 0.01:
+        warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
+                      f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")
+    demos |= {"low": low, "high": high, "actions": actions.clip(low, high).astype(np.float64)}
 
 
 # --- Plumbing: evaluation, files, command line ---
 
 
-def evaluate(policy: Policy, task: dict, episodes: int, seed: int, threads: int, sampled=False):
-    """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
-    sampled ones; the last row is the episodes' returns."""
+def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, threads, sampled=False):
+    """Cumulative true returns (T, E) after each step of fresh episodes, with the likeliest actions,
+    sampled ones, or, without a policy, random ones; the last row is the episodes' returns."""
     envs, generator = make_envs(task, episodes, threads), None
     if sampled:
         generator = Generator().manual_seed(seed)
     obs, _ = envs.reset(seed=seed)
+    envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
-        obs, reward, terminated, truncated, _ = envs.step(policy.act(obs, generator))
-        rewards.append(reward * running)
+        actions = policy.act(obs, generator) if policy else envs.action_space.sample()
+        obs, reward, terminated, truncated, _ = envs.step(actions)
+        check_finite(obs, len(rewards) + 1)
+        rewards.append(np.where(running, reward, 0.0))
         running &= ~(terminated | truncated)
     envs.close()
     return np.cumsum(rewards, axis=0)
 
 
+def check_finite(obs: np.ndarray, step) -> None:
+    """UserError that names the first number of observations (N, O) that is none."""
+    bad = np.argwhere(~np.isfinite(obs))
+    if len(bad):
+        env, dim = bad[0]
+        step = np.broadcast_to(step, len(obs))[env]
+        raise UserError(f"--env-id: dimension {dim} of an observation is {obs[env, dim]} at step "
+                        f"{step} of an episode; mend the environment.")
+
+
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
-    """What to log of an evaluation's returns (E,), with shares of demonstrations and expert if
-    those earn more than 0."""
+    """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
+    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
+    if not np.isfinite(returns).all():
+        return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-    for name, x in (("demos", demos["returns"].mean()), ("expert", demos["expert_return_mean"])):
-        if x > 0:
-            metrics[f"eval/vs_{name}"] = metrics["eval/return_mean"] / float(x)
+    gain = demos["returns"].mean().item() - demos["random_return"]
+    if gain > 0:
+        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
+        metrics["eval/normalized_score"] = score
     return metrics
 
 
 def metrics_of_both(returns: np.ndarray, slow_returns: np.ndarray, demos: dict) -> dict:
     """What to log of an evaluation of the policy and of the slow one, (E,) each."""
-    log, demos_mean = {}, demos["returns"].mean()
+    log = {}
     for prefix, x in (("eval/", returns), ("eval/slow_", slow_returns)):
         metrics = return_metrics(x, demos)
-        if demos_mean > 0:
-            metrics["eval/fell_away"] = fell_away(x, demos_mean)
+        if "eval/normalized_score" in metrics:
+            metrics["eval/fell_away"] = fell_away(x, demos)
         log |= {name.replace("eval/", prefix): value for name, value in metrics.items()}
     return log
 
 
 def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
-    """Returns (E,) with the mean action, and sampled (the same if the policy is deterministic);
-    evaluation.npz gets those after each step, cumulative_return.png draws them."""
+    """Returns (E,) with the likeliest actions, and sampled (the same if the policy is
+    deterministic); evaluation.npz gets those after each step, cumulative_return.png draws them."""
     mean = evaluate(policy, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = mean
-    if policy.gaussian:
+    if policy.gaussian or policy.discrete:
         sampled = evaluate(policy, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
+        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     courses = {"behaviour cloning": mean}
     if args.compare_with:
         name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
         courses[name] = load_evaluation(args.compare_with)
-    plot_cumulative_returns(courses, np.mean(task["returns"]), folder / "cumulative_return.png")
+    plot_cumulative_returns(courses, task, folder / "cumulative_return.png")
     return [mean[-1], sampled[-1]]
 
 
@@ -512,28 +593,33 @@ def load_agent(path: str) -> tuple[Policy, dict]:
     """The policy of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "bc policy")
     weights = saved["policy"]
-    no_data = np.zeros((1, len(weights["standardize.mean"])))
-    bounds, shape = (weights["low"], weights["high"]), (saved["hidden"], saved["gaussian"])
-    policy = Policy(no_data, *bounds, *shape, Generator())
+    demos = {"obs": weights["standardize.mean"], "actions": weights["standardize_action.mean"]}
+    demos = {name: x.numpy()[None] for name, x in demos.items()}  # for the shapes
+    demos |= {"low": weights["low"], "high": weights["high"], "discrete": saved["discrete"]}
+    policy = Policy(demos, saved["hidden"], saved["gaussian"], Generator())
     policy.load_state_dict(weights)
     return policy, saved
 
 
-def report(policy, slow, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
+def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png."""
     returns, sampled = final_evaluation(policy, demos, args, run_dir)
     slow_returns = evaluate(slow, demos, args.eval_episodes, args.seed + 20_000, args.threads)[-1]
     demos_mean = demos["returns"].mean().item()
-    best = max(rows, key=lambda row: row["eval/return_mean"])
+    evaluated = [row for row in rows if "eval/return_mean" in row]
     summary = rows[-1] | metrics_of_both(returns, slow_returns, demos)  # with the last losses
-    if policy.gaussian:
-        summary["eval/return_sampled_mean"] = sampled.mean().item()
-    summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
-    summary["seconds"] = seconds
-    if demos_mean > 0:
-        summary["demos_return_mean"] = demos_mean
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["eval/return_mean"])
+        summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+        if policy.gaussian or policy.discrete:
+            summary["eval/return_sampled_mean"] = sampled.mean().item()
+    if "eval/normalized_score" in summary:
+        summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+    summary |= counts | {"seconds": seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
+    if not evaluated:
+        print(f"  {args.env_id} gives no rewards, so nobody knows what the policy earns")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
@@ -561,7 +647,7 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_cumulative_returns(courses: dict[str, np.ndarray], demos_mean: float, path: Path) -> None:
+def plot_cumulative_returns(courses: dict[str, np.ndarray], demos: dict, path: Path) -> None:
     """A panel for each policy's cumulative returns (T, E): a thin line an episode, their mean."""
     figure = Figure(figsize=(5.5 * len(courses), 4), layout="constrained")
     axes = figure.subplots(1, len(courses), squeeze=False, sharex=True, sharey=True)[0]
@@ -570,19 +656,22 @@ def plot_cumulative_returns(courses: dict[str, np.ndarray], demos_mean: float, p
         ax.plot(course, color="tab:blue", linewidth=0.5, alpha=0.4)
         ax.plot(course.mean(axis=1), color="red", linewidth=2, label="mean of all episodes")
         title = f"{name}\n{returns.mean():.0f} ± {returns.std():.0f}"
-        if demos_mean > 0:
-            title += f", {fell_away(returns, demos_mean):.1%} fell away"
-            ax.axhline(0.5 * demos_mean, color="grey", linestyle=":", label="below: fell away")
+        if np.mean(demos["returns"]) > demos["random_return"]:
+            title += f", {fell_away(returns, demos):.1%} fell away"
+            halfway = 0.5 * (np.mean(demos["returns"]) + demos["random_return"])
+            ax.axhline(halfway, color="grey", linestyle=":", label="ends below: fell away")
         ax.set(xlabel="step of the episode", ylabel="return so far")
         ax.set_title(title, fontsize="medium")
-        ax.legend(loc="upper left")
+        ax.legend(loc="best")
     figure.savefig(path, dpi=120)
 
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
     name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.output_dir) / (args.run_name or name)
+    run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -592,9 +681,8 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
-            reason = str(error).splitlines()[0].rstrip(".")
-            advice = "run `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {reason}; {advice}.") from None
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
@@ -621,9 +709,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        problem = f"not a readable file ({reason}); give one that a run wrote"
-        raise UserError(f"{flag} {path}: {problem}.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
+                        "run wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -636,6 +723,12 @@ class UserError(Exception):
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:

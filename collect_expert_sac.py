@@ -141,17 +141,20 @@ class SquashedGaussianActor(nn.Module):
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
             layers += [layer, nn.ReLU()]
         self.net = nn.Sequential(*layers[:-1])
-        self.register_buffer("mean", torch.zeros(obs_dim))
-        self.register_buffer("std", torch.ones(obs_dim))
+        self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(obs_dim, dtype=torch.float64))
         self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
         self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
 
     def fit_statistics(self, obs: Tensor) -> None:
-        self.mean.copy_(obs.mean(0))
-        self.std.copy_(obs.std(0) + 1e-3)
+        """From observations (L, O). What has not varied yet keeps its scale."""
+        mean, std = obs.double().mean(0), obs.double().std(0)
+        std[std <= 1e-7 * mean.abs()] = 1.0  # no more than rounding
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        return (obs - self.mean) / self.std
+        return ((obs - self.mean) / self.std).float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log deviation before tanh, (..., A) each, from standardized x (..., O)."""
@@ -166,7 +169,7 @@ class SquashedGaussianActor(nn.Module):
     def act(self, obs: np.ndarray, generator: Generator | None = None, noise_scale: float = 1.0):
         """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
         generator, one sampled with noise_scale times the policy's deviation."""
-        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.low.device)
+        obs = torch.from_numpy(obs).to(self.low.device)
         mean, log_std = self(self.standardize(obs))
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator).to(obs.device)
@@ -226,7 +229,7 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
     """A step in each of N environments, with sampled or uniformly random actions -> transitions
     {name: (N, ...)}. `episodes` goes on from step to step: "obs" (N, O), the latest observations,
     "return" (N,) so far, "finished", the returns of the latest 100 episodes."""
-    obs = episodes["obs"].float().to(actor.low.device)
+    obs = episodes["obs"].to(actor.low.device)
     noise = torch.randn((envs.num_envs, len(actor.low)), generator=generator).to(obs.device)
     if uniform:
         action = 2 * torch.rand(noise.shape, generator=generator).to(obs.device) - 1
@@ -318,9 +321,11 @@ def train(args: Args) -> dict[str, float]:
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
     envs = make_envs(task, args.num_envs, args.threads)
-    low, high = envs.single_action_space.low, envs.single_action_space.high
-    require(np.isfinite([low, high]).all(), f"--env-id {args.env_id}: its actions have no bounds, "
-            "and SAC's have; choose another environment.")
+    space = envs.single_action_space
+    bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
+    require(bounded, f"--env-id {args.env_id}: its actions are {space}, and SAC's are numbers with "
+            "bounds; choose another environment.")
+    low, high = space.low, space.high
     obs_shape, action_shape = envs.single_observation_space.shape, low.shape
     sac = SoftActorCritic(*obs_shape, low, high, args.hidden_size, generator).to(device)
     optimizers = {
@@ -502,6 +507,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
         self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
 
     def states(self) -> np.ndarray:
@@ -545,26 +551,23 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
 
 def make_envs(task: dict, num_envs: int, threads: int):
     """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
-    HalfCheetah-v4, or gymnasium's. UserError unless spaces are flat and demonstrations fit them."""
+    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
+    discrete."""
     env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, limit, threads)
     same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        if env_id == "HalfCheetah-v4":
-            envs = BatchHalfCheetah(num_envs, limit, threads)
-        else:
-            envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
-    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
-    for name, space in spaces.items():
-        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        require(flat, f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose "
-                "another environment.")
-        if name in task:
-            shape = task[name].shape[1:]
-            require(shape == space.shape, f"--demos: each of its {name} has shape {shape}, the "
-                    f"environment's {space.shape}; give demonstrations of this environment.")
+        advice = "give a registered gymnasium id"
+        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+    obs, actions = envs.single_observation_space, envs.single_action_space
+    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
+    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
+            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
+    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
     return envs
 
 
@@ -600,7 +603,9 @@ def report(returns: dict, rows: list[dict], seconds: float, args: Args, run_dir:
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
     name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.output_dir) / (args.run_name or name)
+    run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -610,9 +615,8 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
-            reason = str(error).splitlines()[0].rstrip(".")
-            advice = "run `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {reason}; {advice}.") from None
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
@@ -639,9 +643,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        problem = f"not a readable file ({reason}); give one that a run wrote"
-        raise UserError(f"{flag} {path}: {problem}.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
+                        "run wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -654,6 +657,12 @@ class UserError(Exception):
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:

@@ -49,6 +49,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ class Args:
         at_least = {"image_size": 16, "ae_batch_size": 2 * self.frame_stack * WORLD_SIZE}
         at_least |= {"num_steps": max(LOOK_AHEAD, self.frame_stack)}
         at_least |= {"total_timesteps": (1 + self.pretraining_rollouts()) * rollout}
-        at_most = {"seed": 2**31 - 1, "gamma": 1, "gae_lambda": 1, "frame_stack": 100}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "frame_stack": 100}
         at_most |= {"num_minibatches": rollout // 2}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
         may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"
@@ -193,16 +194,22 @@ def relu_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights."""
+    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
+    0 where data do not vary. In float64 up to there: x may be far from 0."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
-        data = data.astype(np.float64)  # sums in float32 lose digits
-        self.register_buffer("mean", torch.from_numpy(data.mean(0)).float())
-        self.register_buffer("std", torch.from_numpy(data.std(0) + 1e-3).float())
+        data = data.astype(np.float64)
+        mean, std = data.mean(0), data.std(0)
+        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP)
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
 class Autoencoder(nn.Module):
@@ -259,38 +266,27 @@ class Autoencoder(nn.Module):
         return (squares * self.weight).mean((1, 2, 3))
 
 
-class Agent(nn.Module):
-    """Gaussian policy and value. The state_dict has all that acting needs: weights, the statistics
-    of demo_obs (L, O) that standardize observations, and bounds low and high (A,) of actions."""
+class GaussianAgent(nn.Module):
+    """Gaussian policy and value of standardized observations (..., O)."""
 
-    def __init__(self, demo_obs: np.ndarray, low, high, hidden_size: int, generator: Generator):
+    def __init__(self, obs_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
-        obs_dim, action_dim = demo_obs.shape[1], len(low)
-        self.standardize = Standardize(demo_obs)
-        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], 0.01, generator)
-        self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
-        self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
-        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
-
-    def policy(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the action, (..., A) each, from standardized x (..., O)."""
-        mean, log_std = self.actor(x).chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        sizes = [obs_dim, hidden_size, hidden_size]
+        self.actor = mlp([*sizes, 2 * ACTION_DIM], 0.01, generator)
+        self.critic = mlp([*sizes, 1], 1.0, generator)
+        self.actor[-1].bias.data[ACTION_DIM:] = INITIAL_LOG_STD
 
     def value(self, x: Tensor) -> Tensor:
         return self.critic(x).squeeze(-1)
 
-    @torch.inference_mode()
-    def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
-        generator, a sampled one."""
-        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.low.device)
-        action, log_std = self.policy(self.standardize(obs))
-        if generator is not None:
-            noise = torch.randn(action.shape, generator=generator)
-            action = action + log_std.exp() * noise.to(action.device)
-        return action.clamp(self.low, self.high).cpu().numpy()
+    def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log deviation of the action, (..., A) each, from the actor's output."""
+        mean, log_std = output.chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def log_prob_and_entropy(self, output: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.gaussian(output)
+        return gaussian_log_prob(action, mean, log_std), gaussian_entropy(log_std)
 
 
 class Networks(nn.Module):
@@ -307,10 +303,10 @@ class Networks(nn.Module):
             self.predictor = relu_mlp(sizes, generator)
             obs_dim = sight_dim + min(args.frame_stack - 1, 1) * ACTION_DIM
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
-        if args.policy_obs == "latent":  # standardized already: mean 0, deviation 0.999 + 1e-3
-            states = np.full((2, obs_dim), [[-0.999], [0.999]])
-        low, high = -np.ones(ACTION_DIM), np.ones(ACTION_DIM)
-        self.agent = Agent(states, low, high, args.hidden_size, generator)
+        self.standardize_state = Standardize(states)
+        if args.policy_obs == "state":
+            obs_dim = states.shape[1]
+        self.agent = GaussianAgent(obs_dim, args.hidden_size, generator)
         sizes = [features_dim, args.disc_hidden_size, args.disc_hidden_size, 1]
         self.disc = mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
         if args.inverse_coef > 0 and args.frame_stack > 1:
@@ -324,7 +320,8 @@ class Networks(nn.Module):
         features = self.autoencoder.standardize(latent_steps(latents))
         history = torch.cat([features, actions.flatten(1)], dim=1)
         if self.policy_obs == "state":
-            return features, history, torch.from_numpy(states).float().to(latents.device)
+            states = torch.from_numpy(states).to(latents.device)
+            return features, history, self.standardize_state(states)
         if self.predictor is None:
             return features, history, history
         nothing = torch.zeros(len(history), LOOK_AHEAD * ACTION_DIM, device=history.device)
@@ -426,21 +423,20 @@ class RewardNormalizer:
         rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+    def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean * center) / max(std, 1e-3)  # a constant must not become huge
+        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
 
 
-def compute_gae(rewards, values, next_values, terminated, ended, gamma, gae_lambda):
+def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438,
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
-    next_values are V of the true next observations: a truncated step bootstraps from where its
-    episode stopped, only a terminated one from nothing. `ended` (terminated or truncated) keeps
-    the sum within its episode.
+    next_values are those of the true next observations: a truncated step bootstraps from where its
+    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
     """
-    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -464,16 +460,18 @@ def collect_frames(envs, render, nets, episodes: dict, num_steps: int, generator
     """T steps in each of N environments, with sampled or mean actions -> rollout
     {name: (T, N, ...)}, log. Each frame is rendered and encoded once. `episodes` (begin_episodes)
     goes on from one rollout to the next."""
-    agent, autoencoder, device = nets.agent, nets.autoencoder, nets.agent.low.device
+    agent, autoencoder = nets.agent, nets.autoencoder
+    device = autoencoder.mean_frame.device
     noise = torch.randn((num_steps, envs.num_envs, ACTION_DIM), generator=generator).to(device)
     frames, actions = episodes["frames"].to(device), episodes["actions"].to(device)
     latents = autoencoder.encode_all(frames)  # anew: the encoder has changed
     _, history, obs = nets.observe(latents, actions, episodes["state"].numpy())
     steps, finished = [], []
     for t in range(num_steps):
-        mean, log_std = agent.policy(agent.standardize(obs))
+        output = agent.actor(obs)
+        mean, log_std = agent.gaussian(output)
         action = mean + sampled * log_std.exp() * noise[t]
-        executed = action.clamp(agent.low, agent.high)
+        executed = action.clamp(-1, 1)
         state, reward, terminated, truncated, info = envs.step(executed.cpu().numpy())
         ended, qpos = terminated | truncated, info["final_states"][:, :9]
         frame = render(qpos)
@@ -490,8 +488,7 @@ def collect_frames(envs, render, nets, episodes: dict, num_steps: int, generator
             "qpos": torch.from_numpy(qpos),  # for policy.gif
             "action": action,
             "executed": executed,
-            "mean": mean,
-            "log_std": log_std,
+            "output": output,
             "env_reward": torch.from_numpy(reward).float(),  # to log
             "terminated": torch.from_numpy(terminated),
             "ended": torch.from_numpy(ended),  # terminated or truncated
@@ -507,7 +504,7 @@ def collect_frames(envs, render, nets, episodes: dict, num_steps: int, generator
             episodes["return"][ended] = 0.0
     episodes.update(frames=frames, actions=actions, state=torch.from_numpy(state))
     rollout = {name: torch.stack([step[name] for step in steps]).to(device) for name in steps[0]}
-    rollout["log_prob"] = gaussian_log_prob(rollout["action"], rollout["mean"], rollout["log_std"])
+    rollout["log_prob"], _ = agent.log_prob_and_entropy(rollout["output"], rollout["action"])
     return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
@@ -539,39 +536,39 @@ def update_latent_discriminator(nets, optimizers, expert, rollout, args: Args, g
 
 @torch.no_grad()
 def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, args: Args):
-    """The rewards -log(1 - D) (T, N), normalized -> rewards, log."""
+    """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), normalized, "absorbing": what
+    would follow if the task ended, which HalfCheetah's never does}, log."""
     rewards = F.softplus(nets.disc(rollout["features"])).squeeze(-1)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/env_mean"] = rollout["env_reward"].mean().item()
     if args.normalize_reward:
         normalizer.update(all_gather(rewards))
-        rewards = normalizer.normalize(rewards, center=True)
-    return rewards, log
+        rewards = normalizer.normalize(rewards)
+    return {"steps": rewards, "absorbing": 0.0}, log
 
 
-def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generator):
+def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Args, generator):
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
-    obs, next_obs = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
     with torch.no_grad():
-        values, next_values = agent.value(obs), agent.value(next_obs)
+        values, next_values = agent.value(rollout["obs"]), agent.value(rollout["next_obs"])
+    next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
     advantages, returns = compute_gae(
-        rewards, values, next_values, rollout["terminated"], rollout["ended"], args.gamma,
-        args.gae_lambda,
+        rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
     )
-    batch = {"obs": obs, "action": rollout["action"], "log_prob": rollout["log_prob"]}
+    batch = {name: rollout[name] for name in ("obs", "action", "log_prob")}
     batch |= {"advantage": advantages, "return": returns}
     batch = {name: x.flatten(0, 1) for name, x in batch.items()}
     for _ in range(args.update_epochs):
-        order = torch.randperm(rewards.numel(), generator=generator).to(rewards.device)
+        order = torch.randperm(values.numel(), generator=generator).to(values.device)
         for indices in order.tensor_split(args.num_minibatches):
             mini = {name: x[indices] for name, x in batch.items()}
-            mean, log_std = agent.policy(mini["obs"])
-            log_ratio = gaussian_log_prob(mini["action"], mean, log_std) - mini["log_prob"]
+            output = agent.actor(mini["obs"])
+            log_prob, entropy = agent.log_prob_and_entropy(output, mini["action"])
+            log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
-            entropy = gaussian_entropy(log_std).mean()
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -646,8 +643,7 @@ def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     """Sets expert["features"] (L, K Z), of the frames after each action, with the encoder as it is
     now; from now on their mean and deviation standardize the policy's features too."""
     features = latent_steps(autoencoder.encode_all(expert["frames"])[expert["windows"]])
-    autoencoder.standardize.mean.copy_(features.mean(0))
-    autoencoder.standardize.std.copy_(features.std(0) + 1e-3)
+    autoencoder.standardize = Standardize(features.cpu().numpy()).to(features.device)
     expert["features"] = autoencoder.standardize(features)[expert["after_action"]]
 
 
@@ -682,6 +678,7 @@ def train(args: Args) -> dict[str, float]:
     nets = Networks(expert["frames"], demos["obs"], args, generator).to(device)
     optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
     envs = BatchHalfCheetah(args.num_envs // WORLD_SIZE, demos["max_episode_steps"], args.threads)
+    demos["random_return"] = random_return(demos["max_episode_steps"], args.seed)
 
     rows, seconds, wandb_id = [], 0.0, None
     if args.resume:
@@ -789,41 +786,52 @@ def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
     episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
+    path = Path(args.demos)
+    if not path.exists():
+        path = Path(__file__).parent / args.demos  # whatever folder the script is called from
     try:
-        with np.load(args.demos, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
-        demos |= json.loads(str(demos["metadata"]))
-        lengths, recorded_in = demos["lengths"], demos["env_id"]
-        if recorded_in != args.env_id:
+        demos |= json.loads(str(demos.pop("metadata")))
+        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
+        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+        if lengths.max(initial=0) > limit:
+            longest = lengths.max()
+            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "actions": steps, "rewards": steps, "lengths": episodes}
-        rows |= {"qpos": states, "qvel": states, "terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "qpos": states, "qvel": states, "actions": steps}
+        rows |= {"rewards": steps, "lengths": episodes}
+        rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            if len(demos[name]) != len(rows[name]) or not np.isfinite(demos[name]).all():
-                found = f"'{name}' is {demos[name].dtype} of shape {demos[name].shape}"
-                raise ValueError(f"{found}, expected {len(rows[name])} rows of finite numbers")
-            demos[name] = demos[name][rows[name]]
-        final = np.cumsum(demos["lengths"] + 1) - 1
-        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float32)
-        rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
-        demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-        demos["max_episode_steps"] = int(demos["max_episode_steps"])
-        demos["expert_return_mean"] = float(demos.get("expert_return_mean", math.nan))
-        return demos
+            x, count = demos[name], len(rows[name])
+            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+                found = f"'{name}' is {x.dtype} of shape {x.shape}"
+                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+            if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
+                raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
+            demos[name] = x[rows[name]]
     except KeyError as error:
-        problem = f"the field {error} is missing"
+        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
+                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise UserError(f"--demos {args.demos}: {problem}; see docs/own_demonstrations.md.")
+        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
+                        "docs/own_demonstrations.md.") from None
+    if recorded_in != args.env_id:
+        warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
+    final = np.cumsum(demos["lengths"] + 1) - 1
+    demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+    demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
+    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -840,6 +848,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
         self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
 
     def states(self) -> np.ndarray:
@@ -1011,6 +1020,15 @@ def average_gradients(optimizer, *_) -> None:
 # --- Plumbing: evaluation, files, command line ---
 
 
+def random_return(max_episode_steps: int, seed: int) -> float:
+    """Mean return of 20 episodes with random actions."""
+    envs = BatchHalfCheetah(20, max_episode_steps, 1)
+    envs.reset(seed=seed)
+    envs.action_space.seed(seed)
+    rewards = [envs.step(envs.action_space.sample())[1] for _ in range(max_episode_steps)]
+    return np.sum(rewards, axis=0).mean().item()
+
+
 def evaluate(nets: Networks, render, task: dict, episodes: int, seed: int, args, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
     sampled ones, the last row being the episodes' returns; and the rollout."""
@@ -1022,12 +1040,16 @@ def evaluate(nets: Networks, render, task: dict, episodes: int, seed: int, args,
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
-    """What to log of an evaluation's returns (E,), with shares of demonstrations and expert if
-    those earn more than 0."""
+    """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
+    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
+    if not np.isfinite(returns).all():
+        return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-    for name, x in (("demos", demos["returns"].mean()), ("expert", demos["expert_return_mean"])):
-        if x > 0:
-            metrics[f"eval/vs_{name}"] = metrics["eval/return_mean"] / float(x)
+    gain = demos["returns"].mean().item() - demos["random_return"]
+    if gain > 0:
+        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
+        metrics["eval/normalized_score"] = score
     return metrics
 
 
@@ -1036,8 +1058,8 @@ def final_evaluation(nets, render, task: dict, args: Args, folder: Path) -> list
     mean, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 20_000, args)
     sampled, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 30_000, args, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
+        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -1059,17 +1081,19 @@ def evaluate_file(args: Args) -> None:
 def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png, policy.gif."""
     returns, sampled = final_evaluation(nets, render, demos, args, run_dir)
-    points = [(x["global_step"], x["eval/return_mean"]) for x in rows if "eval/return_mean" in x]
-    demos_mean, (best_step, best) = demos["returns"].mean().item(), max(points, key=lambda x: x[1])
-    high = [x >= 0.9 * demos_mean > 0 for _, x in points]
-    reached = [step for (step, _), now, then in zip(points, high, high[1:]) if now and then]
-    summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
-    summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
-    if demos_mean > 0:
-        summary["demos_return_mean"] = demos_mean
-    if reached:  # the first of two evaluations in a row at 90% of the demonstrations
-        summary["steps_to_90"] = reached[0]
+    steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
+    summary = return_metrics(returns, demos)
+    evaluated = [row for row in rows if "eval/return_mean" in row]
+    best = max(evaluated, key=lambda row: row["eval/return_mean"])
+    summary["eval/return_sampled_mean"] = sampled.mean().item()
+    summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+    if "eval/normalized_score" in summary:
+        summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+        high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
+        twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
+        if twice:  # the first of two evaluations in a row at 90%
+            summary["steps_to_90"] = twice[0]
+    summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
@@ -1134,7 +1158,9 @@ def record_side_by_side(nets: Networks, render, demos: dict, args: Args, path: P
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
     name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.output_dir) / (args.run_name or name)
+    run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -1144,9 +1170,8 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
-            reason = str(error).splitlines()[0].rstrip(".")
-            advice = "run `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {reason}; {advice}.") from None
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
@@ -1173,9 +1198,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        problem = f"not a readable file ({reason}); give one that a run wrote"
-        raise UserError(f"{flag} {path}: {problem}.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
+                        "run wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -1188,6 +1212,12 @@ class UserError(Exception):
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:

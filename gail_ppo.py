@@ -17,12 +17,14 @@ Where this departs from the papers, and why:
  2. The reward is -log(1 - D), computed from D's logit, so that it stays finite when D saturates.
  3. PPO instead of TRPO: simpler, and faster per step. `toy_pointnav.py` has TRPO.
  4. D has a gradient penalty (Gulrajani et al. 2017), which keeps it smooth enough to climb.
- 5. Rewards are normalized by a running mean and deviation: PPO sees one scale while D drifts. Where
-    episodes end early, subtracting a mean changes what is optimal: there use --no-center-reward.
- 6. Observations are standardized with the demonstrations' statistics, which never change.
+ 5. Rewards are normalized by a running mean and deviation: PPO sees one scale while D drifts.
+ 6. Policy, value and D work on observations and actions standardized with the demonstrations'
+    statistics, which never change. So it does not matter what units an environment has.
  7. D sees the action as executed (clipped), not as sampled: |a| > 1 would give the policy away.
  8. A time limit does not end the task: the value of the true final observation is bootstrapped.
- 9. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
+ 9. Where the task ends, by a fall or at a goal, an absorbing state follows, with a reward of its
+    own (Kostrikov et al. 2019, https://arxiv.org/abs/1809.02925).
+10. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
     the two apart by their noise.
 
 Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
@@ -62,6 +64,8 @@ from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
+# what is not a number, and left out, if the environment gives no rewards
+TRUE_RETURNS = {"charts/episodic_return", "reward/env_mean", "reward/env_std"}
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 
 
@@ -102,7 +106,6 @@ class Args:
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
     normalize_reward: bool = True  # divide by the running deviation, subtract the running mean
-    center_reward: bool = True  # subtract that mean; turn off where episodes can end early
 
     disc_learning_rate: float = 1e-3  # Adam step size of D
     disc_steps: int = 10  # minibatch steps of D per rollout
@@ -116,7 +119,8 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": rollout // 2}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         check_numbers(self, f"{may_be_zero} burn_in_steps", {"total_timesteps": rollout}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
@@ -141,62 +145,96 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights."""
+    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
+    0 where data do not vary. In float64 up to there: x may be far from 0."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
-        data = data.astype(np.float64)  # sums in float32 lose digits
-        self.register_buffer("mean", torch.from_numpy(data.mean(0)).float())
-        self.register_buffer("std", torch.from_numpy(data.std(0) + 1e-3).float())
+        data = data.astype(np.float64)
+        mean, std = data.mean(0), data.std(0)
+        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP)
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
 class Agent(nn.Module):
-    """Gaussian policy and value. The state_dict has all that acting needs: weights, the statistics
-    of demo_obs (L, O) that standardize observations, and bounds low and high (A,) of actions."""
+    """Policy and value of standardized observations. The policy is a Gaussian of the standardized
+    action (A,), or, where actions are discrete, a categorical one of one-hot vectors (A,). The
+    state_dict has all that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"]
+    (L, A), and the bounds demos["low"] and ["high"] (A,) of actions."""
 
-    def __init__(self, demo_obs: np.ndarray, low, high, hidden_size: int, generator: Generator):
+    def __init__(self, demos: dict, hidden_size: int, generator: Generator):
         super().__init__()
-        obs_dim, action_dim = demo_obs.shape[1], len(low)
-        self.standardize = Standardize(demo_obs)
-        self.actor = mlp([obs_dim, hidden_size, hidden_size, 2 * action_dim], 0.01, generator)
+        obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
+        self.discrete = demos["discrete"]
+        outputs = action_dim if self.discrete else 2 * action_dim
+        self.standardize = Standardize(demos["obs"])
+        one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
+        self.standardize_action = Standardize(one_hot if self.discrete else demos["actions"])
+        self.actor = mlp([obs_dim, hidden_size, hidden_size, outputs], 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
-        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
-
-    def policy(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the action, (..., A) each, from standardized x (..., O)."""
-        mean, log_std = self.actor(x).chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
+        self.register_buffer("high", torch.as_tensor(demos["high"], dtype=torch.float32))
 
     def value(self, x: Tensor) -> Tensor:
         return self.critic(x).squeeze(-1)
 
+    def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log deviation of the action, (..., A) each, from the actor's output."""
+        mean, log_std = output.chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def sample(self, output: Tensor, generator: Generator | None) -> Tensor:
+        """An action (..., A) from the actor's output; without a generator the likeliest one."""
+        if self.discrete:
+            index = output.argmax(-1)
+            if generator is not None:
+                probs = output.softmax(-1).cpu()
+                index = torch.multinomial(probs, 1, generator=generator)[:, 0].to(output.device)
+            return F.one_hot(index, len(self.low)).float()
+        mean, log_std = self.gaussian(output)
+        if generator is None:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        return mean + log_std.exp() * noise
+
+    def log_prob_and_entropy(self, output: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        if self.discrete:
+            log_probs = output.log_softmax(-1)
+            return (action * log_probs).sum(-1), -(log_probs.exp() * log_probs).sum(-1)
+        mean, log_std = self.gaussian(output)
+        return gaussian_log_prob(action, mean, log_std), gaussian_entropy(log_std)
+
+    def execute(self, action: Tensor) -> Tensor:
+        """What the world gets of an action (..., A): in its units, within its bounds."""
+        if self.discrete:
+            return action
+        return self.standardize_action.undo(action).clamp(self.low, self.high)
+
+    def for_envs(self, executed: Tensor) -> np.ndarray:
+        return (executed.argmax(-1) if self.discrete else executed).cpu().numpy()
+
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
-        generator, a sampled one."""
-        obs = torch.as_tensor(obs, dtype=torch.float32).to(self.low.device)
-        action, log_std = self.policy(self.standardize(obs))
-        if generator is not None:
-            noise = torch.randn(action.shape, generator=generator)
-            action = action + log_std.exp() * noise.to(action.device)
-        return action.clamp(self.low, self.high).cpu().numpy()
+        """What to do after raw observations (N, O): the likeliest action, or, with a generator, a
+        sampled one."""
+        output = self.actor(self.standardize(torch.from_numpy(obs).to(self.low.device)))
+        return self.for_envs(self.execute(self.sample(output, generator)))
 
 
 class Discriminator(nn.Module):
     """Logit (B,) of "this is the expert's" from standardized (s, a) pairs (B, O + A)."""
 
-    def __init__(self, demo_obs, demo_actions, hidden_size: int, generator: Generator):
+    def __init__(self, input_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
-        self.standardize = Standardize(np.concatenate([demo_obs, demo_actions], axis=1))
-        self.net = mlp([len(self.standardize.mean), hidden_size, hidden_size, 1], 1.0, generator)
-
-    def pairs(self, obs: Tensor, executed: Tensor) -> Tensor:
-        return self.standardize(torch.cat([obs, executed], dim=-1))
+        self.net = mlp([input_dim, hidden_size, hidden_size, 1], 1.0, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
@@ -232,13 +270,29 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an
-    early end, logit (AIRL's, Fu et al. 2018) for either; with a fixed horizon all are harmless."""
+    """GAIL's reward, of any shape; logit is AIRL's (Fu et al. 2018)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
     if form == "logsigmoid":
         return F.logsigmoid(logit)  # log D
     return logit  # log D - log(1 - D)
+
+
+def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
+    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
+    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    return torch.tensor([steps, steps_left[terminated].sum()])
+
+
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
+    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+
+    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. Each count
+    begins at 1, so that all is finite."""
+    expert, policy = (expert + 1) / (expert + 1).sum(), (policy + 1) / (policy + 1).sum()
+    return torch.log(expert / policy)
 
 
 class RewardNormalizer:
@@ -251,21 +305,20 @@ class RewardNormalizer:
         rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+    def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean * center) / max(std, 1e-3)  # a constant must not become huge
+        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
 
 
-def compute_gae(rewards, values, next_values, terminated, ended, gamma, gae_lambda):
+def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438,
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
-    next_values are V of the true next observations: a truncated step bootstraps from where its
-    episode stopped, only a terminated one from nothing. `ended` (terminated or truncated) keeps
-    the sum within its episode.
+    next_values are those of the true next observations: a truncated step bootstraps from where its
+    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
     """
-    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -287,45 +340,50 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 @torch.no_grad()
 def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Generator):
     """Sample T steps in each of N environments -> rollout {name: (T, N, ...)}, log. `episodes` goes
-    on from one rollout to the next: "obs" (N, O), the latest observations, "return" (N,) so far."""
+    on from one rollout to the next: "obs" (N, O), the latest observations, "return" (N,) and
+    "length" (N,) so far, "limit", the most steps that an episode may have."""
     device, threads = agent.low.device, torch.get_num_threads()
     torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
-    noise = torch.randn((num_steps, envs.num_envs, len(agent.low)), generator=generator).to(device)
     steps, finished = [], []
-    for t in range(num_steps):
-        obs = episodes["obs"].float().to(device)
-        mean, log_std = agent.policy(agent.standardize(obs))
-        action = mean + log_std.exp() * noise[t]
-        executed = action.clamp(agent.low, agent.high)
-        new_obs, reward, terminated, truncated, info = envs.step(executed.cpu().numpy())
+    for _ in range(num_steps):
+        x = agent.standardize(episodes["obs"].to(device))
+        output = agent.actor(x)
+        action = agent.sample(output, generator)
+        executed = agent.execute(action)
+        new_obs, reward, terminated, truncated, info = envs.step(agent.for_envs(executed))
         ended, next_obs = terminated | truncated, new_obs.copy()
         for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
             next_obs[i] = info["final_obs"][i]
+        episodes["obs"] = torch.from_numpy(new_obs)
+        episodes["return"] += torch.from_numpy(reward)
+        episodes["length"] += 1
+        check_finite(next_obs, episodes["length"])
         steps.append({
-            "obs": obs,
-            "next_obs": torch.from_numpy(next_obs).float(),
+            "obs": x,
+            "next_obs": torch.from_numpy(next_obs),
+            "output": output,
             "action": action,  # as sampled: PPO's ratio is about this one
             "executed": executed,  # as clipped: the world, and D, see this one
-            "mean": mean,
-            "log_std": log_std,
             "env_reward": torch.from_numpy(reward).float(),
             "terminated": torch.from_numpy(terminated),
             "ended": torch.from_numpy(ended),  # terminated or truncated
+            "steps_left": episodes["limit"] - episodes["length"],
         })
-        episodes["obs"] = torch.from_numpy(new_obs)
-        episodes["return"] += torch.from_numpy(reward)
         if ended.any():
             finished += episodes["return"][ended].tolist()
             episodes["return"][ended] = 0.0
+            episodes["length"][ended] = 0
     torch.set_num_threads(threads)
     rollout = {name: torch.stack([step[name] for step in steps]).to(device) for name in steps[0]}
-    rollout["log_prob"] = gaussian_log_prob(rollout["action"], rollout["mean"], rollout["log_std"])
+    rollout["next_obs"] = agent.standardize(rollout["next_obs"])
+    rollout["executed"] = agent.standardize_action(rollout["executed"])
+    rollout["log_prob"], _ = agent.log_prob_and_entropy(rollout["output"], rollout["action"])
     return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
 def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args, generator):
     """Steps of D on the expert's pairs (L, O + A) and the rollout's -> log of the last."""
-    policy = disc.pairs(rollout["obs"], rollout["executed"]).flatten(0, 1)
+    policy = torch.cat([rollout["obs"], rollout["executed"]], dim=-1).flatten(0, 1)
     size = args.disc_batch_size
     for _ in range(num_steps):
         indices = torch.randint(len(expert), (size,), generator=generator)
@@ -350,47 +408,56 @@ def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args
 
 
 @torch.no_grad()
-def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], args: Args):
-    """The rewards (T, N) that PPO maximizes -> rewards, log."""
-    rewards = {"env": rollout["env_reward"]}
+def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], visits, args: Args):
+    """What PPO maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after an
+    end}, log. `visits` has the counts (2,) of "expert" and, of its latest rollouts, "policy"."""
+    rewards, absorbing = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}
+    if args.reward_source != "gail":
+        require(rewards["env"].isfinite().all(), f"--reward-source {args.reward_source} needs the "
+                "environment's rewards, and they are not all numbers; use gail.")
     if args.reward_source != "env":
-        logit = disc(disc.pairs(rollout["obs"], rollout["executed"]))
-        rewards["gail"] = imitation_reward(logit, args.reward_form)
-    total, log = torch.zeros_like(rollout["env_reward"]), {}
+        logit = disc(torch.cat([rollout["obs"], rollout["executed"]], dim=-1))
+        counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
+        visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+        offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+        rewards["gail"] = imitation_reward(logit + offset, args.reward_form)
+        absorbing["gail"] = imitation_reward(absorbing_logit, args.reward_form)
+    total, total_absorbing, log = torch.zeros_like(rewards["env"]), torch.zeros(()), {}
     for name, reward in rewards.items():
         log[f"reward/{name}_mean"] = reward.mean().item()
         log[f"reward/{name}_std"] = reward.std().item()
         if args.reward_source in (name, "combined"):
             normalizers[name].update(reward)
             if args.normalize_reward:
-                reward = normalizers[name].normalize(reward, args.center_reward)
+                reward = normalizers[name].normalize(reward)
+                absorbing[name] = normalizers[name].normalize(absorbing[name])
             total += reward
-    return total, log
+            total_absorbing += absorbing[name]
+    return {"steps": total, "absorbing": total_absorbing.item()}, log
 
 
-def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generator):
+def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Args, generator):
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
-    obs, next_obs = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
     with torch.no_grad():
-        values, next_values = agent.value(obs), agent.value(next_obs)
+        values, next_values = agent.value(rollout["obs"]), agent.value(rollout["next_obs"])
+    next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
     advantages, returns = compute_gae(
-        rewards, values, next_values, rollout["terminated"], rollout["ended"], args.gamma,
-        args.gae_lambda,
+        rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
     )
-    batch = {"obs": obs, "action": rollout["action"], "log_prob": rollout["log_prob"]}
+    batch = {name: rollout[name] for name in ("obs", "action", "log_prob")}
     batch |= {"advantage": advantages, "return": returns}
     batch = {name: x.flatten(0, 1) for name, x in batch.items()}
     for _ in range(args.update_epochs):
-        order = torch.randperm(rewards.numel(), generator=generator).to(rewards.device)
+        order = torch.randperm(values.numel(), generator=generator).to(values.device)
         for indices in order.tensor_split(args.num_minibatches):
             mini = {name: x[indices] for name, x in batch.items()}
-            mean, log_std = agent.policy(mini["obs"])
-            log_ratio = gaussian_log_prob(mini["action"], mean, log_std) - mini["log_prob"]
+            output = agent.actor(mini["obs"])
+            log_prob, entropy = agent.log_prob_and_entropy(output, mini["action"])
+            log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
             policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
-            entropy = gaussian_entropy(log_std).mean()
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -408,11 +475,16 @@ def update_policy(agent: Agent, optimizer, rollout, rewards, args: Args, generat
 
 
 def clone_behaviour(agent: Agent, obs: Tensor, actions: Tensor, generator: Generator) -> None:
-    """Warm start: fit the policy's mean to demonstrated actions (L, A) by squared error."""
-    x, optimizer = agent.standardize(obs), Adam(agent.actor.parameters(), lr=1e-3, fused=True)
+    """Warm start: fit the policy to standardized demonstrations (L, O), (L, A): its mean by squared
+    error, or, if actions are discrete, its logits by cross-entropy."""
+    optimizer = Adam(agent.actor.parameters(), lr=1e-3, fused=True)
     for _ in range(2000):
-        indices = torch.randint(len(x), (256,), generator=generator).to(x.device)
-        loss = F.mse_loss(agent.policy(x[indices])[0], actions[indices])
+        indices = torch.randint(len(obs), (256,), generator=generator).to(obs.device)
+        output = agent.actor(obs[indices])
+        if agent.discrete:
+            loss = F.cross_entropy(output, actions[indices].argmax(-1))
+        else:
+            loss = F.mse_loss(agent.gaussian(output)[0], actions[indices])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -428,16 +500,19 @@ def train(args: Args) -> dict[str, float]:
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
     envs = make_envs(demos, args.num_envs, args.threads)
-    low, high = envs.single_action_space.low, envs.single_action_space.high
-    demo_obs, demo_actions = demos["obs"], demos["actions"].clip(low, high)
-    agent = Agent(demo_obs, low, high, args.hidden_size, generator).to(device)
-    disc = Discriminator(demo_obs, demo_actions, args.disc_hidden_size, generator).to(device)
+    match_demos(demos, envs)
+    demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
+    agent = Agent(demos, args.hidden_size, generator).to(device)
+    demo_obs = agent.standardize(torch.from_numpy(demos["obs"]).to(device))
+    demo_actions = agent.standardize_action(torch.from_numpy(demos["actions"]).to(device))
+    expert = torch.cat([demo_obs, demo_actions], dim=1)
+    disc = Discriminator(expert.shape[1], args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
-    demo_obs, demo_actions = torch.tensor(demo_obs), torch.tensor(demo_actions).float()
-    demo_obs, demo_actions = demo_obs.to(device), demo_actions.to(device)
-    expert = disc.pairs(demo_obs, demo_actions)
+    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
+    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
+    visits = {"expert": expert_visits, "policy": torch.zeros(2)}
     if args.bc_warm_start and not args.resume:
         clone_behaviour(agent, demo_obs, demo_actions, generator)
 
@@ -450,12 +525,14 @@ def train(args: Args) -> dict[str, float]:
             learner.load_state_dict(saved[name])
         for name, normalizer in normalizers.items():
             normalizer.moments.extend(saved["moments"][name])
+        visits = saved["visits"]
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
         simulator = saved["simulator"]
     obs, _ = envs.reset(seed=args.seed + len(rows))
-    episodes = {"obs": torch.from_numpy(obs)}
+    episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
     episodes["return"] = torch.zeros(args.num_envs, dtype=torch.float64)
+    episodes["length"] = torch.zeros(args.num_envs, dtype=torch.int64)
     if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
         envs.set_state(simulator)
         episodes = saved["episodes"]
@@ -478,11 +555,9 @@ def train(args: Args) -> dict[str, float]:
             log |= update_discriminator(
                 disc, disc_optimizer, expert, rollout, steps, args, generator
             )
-        rewards, reward_log = compute_rewards(rollout, disc, normalizers, args)
+        rewards, reward_log = compute_rewards(rollout, disc, normalizers, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
 
-        if rollout["terminated"].any() and args.normalize_reward and args.center_reward:
-            warnings.warn("episodes can end early: consider --no-center-reward")  # shown once
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
@@ -491,9 +566,10 @@ def train(args: Args) -> dict[str, float]:
         seconds = time.perf_counter() - start
         log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
-        require(all(map(math.isfinite, log.values())), f"training diverged at step {step}: {log}; "
-                "start again with smaller step sizes (the last checkpoint is from before).")
-        rows.append({"global_step": step} | log)
+        numbers = {name: x for name, x in log.items() if math.isfinite(x)}
+        require(not log.keys() - numbers.keys() - TRUE_RETURNS, f"training diverged at step {step}"
+                f": {log}; start again with smaller step sizes (the last checkpoint is older).")
+        rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
         if last or step % args.checkpoint_interval < batch_size:
@@ -502,6 +578,7 @@ def train(args: Args) -> dict[str, float]:
                 "kind": "gail_ppo checkpoint",
                 "args": vars(args),
                 "moments": {name: list(x.moments) for name, x in normalizers.items()},
+                "visits": visits,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
                 "episodes": episodes,
@@ -510,7 +587,7 @@ def train(args: Args) -> dict[str, float]:
                 "wandb_id": wandb.run.id if args.track else None,
             }
             policy = {"kind": "gail_ppo policy", "agent": agent.state_dict()}
-            policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
+            policy |= {name: demos[name] for name in ("env_id", "max_episode_steps", "discrete")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
@@ -525,41 +602,52 @@ def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
     episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
+    path = Path(args.demos)
+    if not path.exists():
+        path = Path(__file__).parent / args.demos  # whatever folder the script is called from
     try:
-        with np.load(args.demos, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
-        demos |= json.loads(str(demos["metadata"]))
-        lengths, recorded_in = demos["lengths"], demos["env_id"]
-        if recorded_in != args.env_id:
+        demos |= json.loads(str(demos.pop("metadata")))
+        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
+        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+        if lengths.max(initial=0) > limit:
+            longest = lengths.max()
+            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "actions": steps, "rewards": steps, "lengths": episodes}
-        rows |= {"qpos": states, "qvel": states, "terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "qpos": states, "qvel": states, "actions": steps}
+        rows |= {"rewards": steps, "lengths": episodes}
+        rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            if len(demos[name]) != len(rows[name]) or not np.isfinite(demos[name]).all():
-                found = f"'{name}' is {demos[name].dtype} of shape {demos[name].shape}"
-                raise ValueError(f"{found}, expected {len(rows[name])} rows of finite numbers")
-            demos[name] = demos[name][rows[name]]
-        final = np.cumsum(demos["lengths"] + 1) - 1
-        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float32)
-        rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
-        demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-        demos["max_episode_steps"] = int(demos["max_episode_steps"])
-        demos["expert_return_mean"] = float(demos.get("expert_return_mean", math.nan))
-        return demos
+            x, count = demos[name], len(rows[name])
+            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+                found = f"'{name}' is {x.dtype} of shape {x.shape}"
+                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+            if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
+                raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
+            demos[name] = x[rows[name]]
     except KeyError as error:
-        problem = f"the field {error} is missing"
+        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
+                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise UserError(f"--demos {args.demos}: {problem}; see docs/own_demonstrations.md.")
+        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
+                        "docs/own_demonstrations.md.") from None
+    if recorded_in != args.env_id:
+        warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
+    final = np.cumsum(demos["lengths"] + 1) - 1
+    demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+    demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
+    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -576,6 +664,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
         self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
 
     def states(self) -> np.ndarray:
@@ -619,65 +708,109 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
 
 def make_envs(task: dict, num_envs: int, threads: int):
     """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
-    HalfCheetah-v4, or gymnasium's. UserError unless spaces are flat and demonstrations fit them."""
+    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
+    discrete."""
     env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, limit, threads)
     same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        if env_id == "HalfCheetah-v4":
-            envs = BatchHalfCheetah(num_envs, limit, threads)
-        else:
-            envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--env-id {env_id}: {reason}; give a registered gymnasium id.") from None
-    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
-    for name, space in spaces.items():
-        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        require(flat, f"--env-id {env_id}: its {name} are {space}, expected a flat Box; choose "
-                "another environment.")
-        if name in task:
-            shape = task[name].shape[1:]
-            require(shape == space.shape, f"--demos: each of its {name} has shape {shape}, the "
-                    f"environment's {space.shape}; give demonstrations of this environment.")
+        advice = "give a registered gymnasium id"
+        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+    obs, actions = envs.single_observation_space, envs.single_action_space
+    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
+    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
+            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
+    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
     return envs
+
+
+def match_demos(demos: dict, envs) -> None:
+    """Hold demonstrations against the environment that they are of. Sets what networks want to know
+    of actions: "discrete", "low" and "high" (A,), "actions" (L, A) within these bounds; one-hot
+    vectors if they are discrete, and the bounds if nobody recorded any."""
+    space = envs.single_action_space
+    demos["discrete"] = isinstance(space, gym.spaces.Discrete)
+    for name, x in (("obs", envs.single_observation_space), ("actions", space)):
+        shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
+        require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
+                f"environment's {x.shape}; give demonstrations of this environment.")
+    if demos["discrete"]:
+        one_hot = np.eye(int(space.n))
+        demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
+        actions = demos.get("actions", space.start + np.arange(len(one_hot))) - space.start
+        require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
+                f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
+                "whole numbers; give demonstrations of this environment.")
+        demos["actions"] = one_hot[actions]
+        return
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
+    actions = demos.get("actions", bounds)
+    outside = np.mean((actions < low) | (actions > high))
+    if outside > 0.01:
+        warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
+                      f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")
+    demos |= {"low": low, "high": high, "actions": actions.clip(low, high).astype(np.float64)}
 
 
 # --- Plumbing: evaluation, files, command line ---
 
 
-def evaluate(agent: Agent, task: dict, episodes: int, seed: int, threads: int, sampled=False):
-    """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
-    sampled ones; the last row is the episodes' returns."""
+def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
+    """Cumulative true returns (T, E) after each step of fresh episodes, with the likeliest actions,
+    sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
     envs, generator = make_envs(task, episodes, threads), None
     if sampled:
         generator = Generator().manual_seed(seed)
     obs, _ = envs.reset(seed=seed)
+    envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
-        obs, reward, terminated, truncated, _ = envs.step(agent.act(obs, generator))
-        rewards.append(reward * running)
+        actions = agent.act(obs, generator) if agent else envs.action_space.sample()
+        obs, reward, terminated, truncated, _ = envs.step(actions)
+        check_finite(obs, len(rewards) + 1)
+        rewards.append(np.where(running, reward, 0.0))
         running &= ~(terminated | truncated)
     envs.close()
     return np.cumsum(rewards, axis=0)
 
 
+def check_finite(obs: np.ndarray, step) -> None:
+    """UserError that names the first number of observations (N, O) that is none."""
+    bad = np.argwhere(~np.isfinite(obs))
+    if len(bad):
+        env, dim = bad[0]
+        step = np.broadcast_to(step, len(obs))[env]
+        raise UserError(f"--env-id: dimension {dim} of an observation is {obs[env, dim]} at step "
+                        f"{step} of an episode; mend the environment.")
+
+
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
-    """What to log of an evaluation's returns (E,), with shares of demonstrations and expert if
-    those earn more than 0."""
+    """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
+    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
+    if not np.isfinite(returns).all():
+        return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
-    for name, x in (("demos", demos["returns"].mean()), ("expert", demos["expert_return_mean"])):
-        if x > 0:
-            metrics[f"eval/vs_{name}"] = metrics["eval/return_mean"] / float(x)
+    gain = demos["returns"].mean().item() - demos["random_return"]
+    if gain > 0:
+        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
+        metrics["eval/normalized_score"] = score
     return metrics
 
 
 def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
-    """Returns (E,) with the mean action, and sampled; evaluation.npz gets those after each step."""
+    """Returns (E,) with the likeliest actions, and sampled; evaluation.npz gets those after each
+    step."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
+        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -685,8 +818,10 @@ def load_agent(path: str) -> tuple[Agent, dict]:
     """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_ppo policy")
     weights = saved["agent"]
-    no_data = np.zeros((1, len(weights["standardize.mean"])))
-    agent = Agent(no_data, weights["low"], weights["high"], saved["hidden_size"], Generator())
+    demos = {"obs": weights["standardize.mean"], "actions": weights["standardize_action.mean"]}
+    demos = {name: x.numpy()[None] for name, x in demos.items()}  # for the shapes
+    demos |= {"low": weights["low"], "high": weights["high"], "discrete": saved["discrete"]}
+    agent = Agent(demos, saved["hidden_size"], Generator())
     agent.load_state_dict(weights)
     return agent, saved
 
@@ -694,19 +829,24 @@ def load_agent(path: str) -> tuple[Agent, dict]:
 def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png."""
     returns, sampled = final_evaluation(agent, demos, args, run_dir)
-    points = [(x["global_step"], x["eval/return_mean"]) for x in rows if "eval/return_mean" in x]
-    demos_mean, (best_step, best) = demos["returns"].mean().item(), max(points, key=lambda x: x[1])
-    high = [x >= 0.9 * demos_mean > 0 for _, x in points]
-    reached = [step for (step, _), now, then in zip(points, high, high[1:]) if now and then]
-    summary = return_metrics(returns, demos) | {"eval/return_sampled_mean": sampled.mean().item()}
-    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
-    summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
-    if demos_mean > 0:
-        summary["demos_return_mean"] = demos_mean
-    if reached:  # the first of two evaluations in a row at 90% of the demonstrations
-        summary["steps_to_90"] = reached[0]
+    steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
+    summary = return_metrics(returns, demos)
+    evaluated = [row for row in rows if "eval/return_mean" in row]
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["eval/return_mean"])
+        summary["eval/return_sampled_mean"] = sampled.mean().item()
+        summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+    if "eval/normalized_score" in summary:
+        summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+        high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
+        twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
+        if twice:  # the first of two evaluations in a row at 90%
+            summary["steps_to_90"] = twice[0]
+    summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
+    if not evaluated:
+        print(f"  {args.env_id} gives no rewards, so nobody knows what the policy earns")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
@@ -737,7 +877,9 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
     name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(args.output_dir) / (args.run_name or name)
+    run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -747,9 +889,8 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
-            reason = str(error).splitlines()[0].rstrip(".")
-            advice = "run `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {reason}; {advice}.") from None
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
@@ -776,9 +917,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        problem = f"not a readable file ({reason}); give one that a run wrote"
-        raise UserError(f"{flag} {path}: {problem}.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
+                        "run wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -791,6 +931,12 @@ class UserError(Exception):
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:

@@ -17,10 +17,10 @@ The true reward (-0.01 a step, 1 at the goal) is only reported. What is worth kn
 
  1. The expert moves along its larger coordinate. It solves 95% of the starts: moves of 0.2 reach
     only a lattice of points, and where none lies in the goal, it steps to and fro to the end.
- 2. Episodes end at the goal, so the reward's sign matters. log D (the default) is negative: every
-    step costs, arriving ends the cost. -log(1 - D) is positive: it pays for staying alive, and
-    with --gamma 0.99 the policy lingers. A discount factor of 0.9 keeps that pull local.
-    For the same reason --normalize-reward divides by the deviation, but subtracts no mean.
+ 2. Episodes end at the goal. With nothing after it the reward's sign would decide: -log(1 - D) is
+    positive, so that lingering pays, log D negative, so that any end does. So an absorbing state
+    follows the goal, with a reward of its own (Kostrikov et al. 2019, arxiv.org/abs/1809.02925).
+    Then every reward form will do, and subtracting a mean changes nothing.
  3. A time limit does not end the task: the value of the last observation is bootstrapped.
  4. The --continuous expert (straight to the goal at full speed) has Gaussian noise, as the policy
     has; otherwise D can tell the two apart by it. D sees velocities as executed, cut to [-1, 1].
@@ -112,7 +112,7 @@ class Args:
 
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "logsigmoid"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = False  # divide by the running deviation; the mean stays
+    normalize_reward: bool = False  # divide by the running deviation, subtract the running mean
     disc_learning_rate: float = 3e-3  # Adam step size of D
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 256  # expert pairs, and as many of the policy's, in a minibatch
@@ -122,7 +122,8 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": rollout // 2}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed gamma gae_lambda ent_coef vf_coef cg_damping"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
 
@@ -142,16 +143,22 @@ def tanh_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.S
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights."""
+    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
+    0 where data do not vary. In float64 up to there: x may be far from 0."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
-        data = data.astype(np.float64)  # sums in float32 lose digits
-        self.register_buffer("mean", torch.from_numpy(data.mean(0)).float())
-        self.register_buffer("std", torch.from_numpy(data.std(0) + 1e-3).float())
+        data = data.astype(np.float64)
+        mean, std = data.mean(0), data.std(0)
+        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP)
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
 class ActorCritic(nn.Module):
@@ -226,13 +233,29 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape. softplus >= 0 pays for staying alive, logsigmoid <= 0 for an
-    early end, logit (AIRL's, Fu et al. 2018) for either; with a fixed horizon all are harmless."""
+    """GAIL's reward, of any shape; logit is AIRL's (Fu et al. 2018)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
     if form == "logsigmoid":
         return F.logsigmoid(logit)  # log D
     return logit  # log D - log(1 - D)
+
+
+def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
+    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
+    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    return torch.tensor([steps, steps_left[terminated].sum()])
+
+
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
+    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+
+    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. Each count
+    begins at 1, so that all is finite."""
+    expert, policy = (expert + 1) / (expert + 1).sum(), (policy + 1) / (policy + 1).sum()
+    return torch.log(expert / policy)
 
 
 class RewardNormalizer:
@@ -245,21 +268,20 @@ class RewardNormalizer:
         rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
         self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
 
-    def normalize(self, rewards: Tensor, center: bool) -> Tensor:
+    def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean * center) / max(std, 1e-3)  # a constant must not become huge
+        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
 
 
-def compute_gae(rewards, values, next_values, terminated, ended, gamma, gae_lambda):
+def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438,
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
-    next_values are V of the true next observations: a truncated step bootstraps from where its
-    episode stopped, only a terminated one from nothing. `ended` (terminated or truncated) keeps
-    the sum within its episode.
+    next_values are those of the true next observations: a truncated step bootstraps from where its
+    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
     """
-    deltas = rewards + gamma * next_values * (1 - terminated.to(values.dtype)) - values
+    deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -368,6 +390,7 @@ def collect_rollout(envs, agent: ActorCritic, episodes: dict, num_steps: int, ge
             "log_prob": policy.log_prob(action),
             "env_reward": torch.from_numpy(reward).float(),
             "terminated": torch.from_numpy(terminated),
+            "steps_left": torch.from_numpy(MAX_EPISODE_STEPS - info["length"]),
             "ended": torch.from_numpy(ended),  # terminated or truncated
         })
         episodes["return"] += reward
@@ -403,16 +426,22 @@ def update_plain_discriminator(disc, optimizer, expert, rollout, num_steps, args
 
 
 @torch.no_grad()
-def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, args: Args):
-    """The rewards (T, N) that the policy maximizes -> rewards, log."""
+def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
+    """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
+    the goal}, log. `visits` has the counts (2,) of "expert" and, of its latest rollouts, "policy".
+    """
     logit = disc(disc.pairs(rollout["obs"], rollout["executed"]))
-    rewards = imitation_reward(logit, args.reward_form)
+    counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
+    visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    rewards = imitation_reward(logit + offset, args.reward_form)
+    absorbing = imitation_reward(absorbing_logit, args.reward_form)
     log = {"reward/env_mean": rollout["env_reward"].mean().item()}
     log |= {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     normalizer.update(rewards)
     if args.normalize_reward:
-        rewards = normalizer.normalize(rewards, center=False)
-    return rewards, log | {"reward/total_mean": rewards.mean().item()}
+        rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
+    return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
 def estimate_advantages(agent: ActorCritic, rollout, rewards, args: Args):
@@ -421,9 +450,9 @@ def estimate_advantages(agent: ActorCritic, rollout, rewards, args: Args):
     x, next_x = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
     with torch.no_grad():
         values, next_values = agent(x)[1], agent(next_x)[1]
+    next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
     advantages, returns = compute_gae(
-        rewards, values, next_values, rollout["terminated"], rollout["ended"], args.gamma,
-        args.gae_lambda,
+        rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
     )
     batch = {"x": x, "action": rollout["action"], "log_prob": rollout["log_prob"]}
     batch |= {"advantage": advantages, "return": returns}
@@ -436,7 +465,7 @@ def update_by_ppo(agent: ActorCritic, optimizer, rollout, rewards, args: Args, g
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
     batch, log = estimate_advantages(agent, rollout, rewards, args)
     for _ in range(args.update_epochs):
-        order = torch.randperm(rewards.numel(), generator=generator)
+        order = torch.randperm(len(batch["x"]), generator=generator)
         for indices in order.tensor_split(args.num_minibatches):
             mini = {name: tensor[indices] for name, tensor in batch.items()}
             policy, value = agent(mini["x"])
@@ -499,6 +528,9 @@ def train(args: Args) -> dict[str, float]:
         optimizer = Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizer, expert = RewardNormalizer(), disc.pairs(demo_obs, demo_actions)
+    steps_left = torch.from_numpy(MAX_EPISODE_STEPS - demos["length"])
+    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["success"]))
+    visits = {"expert": expert_visits, "policy": torch.zeros(2)}
     envs = PointNav(args.num_envs, continuous)
     episodes = {"obs": envs.reset(seed=args.seed)[0], "return": np.zeros(args.num_envs)}
     run_dir = start_run(args)
@@ -516,7 +548,7 @@ def train(args: Args) -> dict[str, float]:
         log |= update_plain_discriminator(
             disc, disc_optimizer, expert, rollout, args.disc_steps, args, generator
         )
-        rewards, reward_log = compute_gail_rewards(rollout, disc, normalizer, args)
+        rewards, reward_log = compute_gail_rewards(rollout, disc, normalizer, visits, args)
         if args.algorithm == "ppo":
             log |= update_by_ppo(agent, optimizer, rollout, rewards, args, generator)
         else:
@@ -815,9 +847,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        problem = f"not a readable file ({reason}); give one that a run wrote"
-        raise UserError(f"{flag} {path}: {problem}.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
+                        "run wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -830,6 +861,12 @@ class UserError(Exception):
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
