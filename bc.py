@@ -497,7 +497,8 @@ def match_demos(demos: dict, envs) -> None:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
     actions = demos.get("actions", bounds)
-    outside = np.mean((actions < low) | (actions > high))
+    margin = 1e-3 * (high - low)
+    outside = np.mean((actions < low - margin) | (actions > high + margin))
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
                       f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")

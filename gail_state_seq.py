@@ -99,8 +99,8 @@ class Args:
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let that step size fall linearly to zero over the run
-    gamma: float = 0.97  # discount factor
-    gae_lambda: float = 0.9  # lambda of generalized advantage estimation
+    gamma: float = 0.0  # discount factor (0: 1 - 3 / L, L the demonstrations' mean length; <= 0.99)
+    gae_lambda: float = 0.0  # lambda of advantage estimation (0: 1 - 10 / L; at most 0.95)
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
     clip_coef: float = 0.2  # clipping of the probability ratio
@@ -582,6 +582,9 @@ def train(args: Args) -> dict[str, float]:
             f"has {longest} steps; lower it.")
     if not args.use_actions:
         demos.pop("actions", None)  # those of another body do no harm
+    length = max(float(demos["lengths"].mean()), 20.0)
+    args.gamma = args.gamma or min(1 - 3 / length, 0.99)
+    args.gae_lambda = args.gae_lambda or min(1 - 10 / length, 0.95)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_demos(demos, envs)
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
@@ -842,7 +845,8 @@ def match_demos(demos: dict, envs) -> None:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
     actions = demos.get("actions", bounds)
-    outside = np.mean((actions < low) | (actions > high))
+    margin = 1e-3 * (high - low)
+    outside = np.mean((actions < low - margin) | (actions > high + margin))
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
                       f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")

@@ -42,7 +42,12 @@ HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12
 PEER = "benchmark/peers/run_imitation.py"
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
-HOPPER = ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"]
+
+
+def pendulum(name: str) -> list[str]:
+    return ["--env-id", f"benchmark.other_tasks:{name}-v0", "--demos", f"runs/other_tasks/{name}.npz"]
+
+
 SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "smoke": [
         ("GAIL", "gail_ppo.py", ["--total-timesteps", "64000"], range(1, 3)),
@@ -137,22 +142,25 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         *((f"states, N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], FIVE) for n in range(1, 6)),
     ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
-    "hopper": [  # a body that falls; its sets come from the expert, see the README
-        (name, script, [*HOPPER, *flags.split()], THREE)
-        for name, script, flags in (
-            ("BC", "bc.py", ""),
-            ("GAIL", "gail_ppo.py", "--no-center-reward"),
-            ("GAIL on states", "gail_state_seq.py", "--no-center-reward"),
-            ("GAIL, gamma 0.99, lambda 0.95", "gail_ppo.py", "--no-center-reward --gamma 0.99 --gae-lambda 0.95"),
-            (
-                "GAIL on states, gamma 0.99, lambda 0.95",
-                "gail_state_seq.py",
-                "--no-center-reward --gamma 0.99 --gae-lambda 0.95",
-            ),
-            ("GAIL, centered reward", "gail_ppo.py", ""),
-            ("GAIL, reward log D", "gail_ppo.py", "--no-center-reward --reward-form logsigmoid"),
-            ("GAIL, reward log D - log(1 - D)", "gail_ppo.py", "--no-center-reward --reward-form logit"),
+    "endings": [  # falls and goals, with the default reward and horizon; sets: see the docs, and other_tasks.py
+        (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz"], THREE)
+        for name, env_id, demos in (
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one"),
+            ("MountainCarContinuous", "MountainCarContinuous-v0", "other_tasks/MountainCarContinuous-v0"),
+            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1"),
+            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1"),
         )
+        for method, script in (("BC", "bc.py"), ("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py"))
+    ],
+    "units": [  # Pendulum in other units: python benchmark/other_tasks.py makes the sets
+        (f"{name}, {method}", script, [*pendulum(name), *flags.split()], THREE)
+        for method, script, flags in (
+            ("BC", "bc.py", ""),
+            ("BC, Gaussian head", "bc.py", "--loss nll"),
+            ("GAIL", "gail_ppo.py", "--total-timesteps 300000"),
+            ("GAIL on states", "gail_state_seq.py", "--total-timesteps 300000"),
+        )
+        for name in ("Torque1", "Torque100", "Torque0p01", "Unbounded", "Obs1e6", "Obs1e-6", "Far")
     ],
     "state_seq": [
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
@@ -216,8 +224,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, hopper,
-    state_seq, pixels_ablation, pixels"""
+    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
+    units, state_seq, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS
@@ -370,7 +378,7 @@ def main(args: Args) -> None:
         key = {"variant": variant, "seed": seed}
         row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions, "cpu": cpu()}
         row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
-        curve = [r for r in read_rows(folder / "metrics.csv") if r["eval/return_mean"]]
+        curve = [r for r in read_rows(folder / "metrics.csv") if r.get("eval/return_mean")]
         with lock:
             add_rows(results, args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
             add_rows(results, args.suite, "", [row])  # last: what it holds counts as done
