@@ -616,6 +616,7 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
             summary["eval/return_sampled_mean"] = sampled.mean().item()
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+        summary |= {x: demos[x] for x in ("expert_return_mean",) if x in demos}
     summary |= counts | {"seconds": seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")

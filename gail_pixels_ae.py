@@ -1089,6 +1089,7 @@ def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, ru
     summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+        summary |= {x: demos[x] for x in ("expert_return_mean",) if x in demos}
         high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
         twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
         if twice:  # the first of two evaluations in a row at 90%

@@ -40,7 +40,7 @@ DRAWN = {
     "peers": ("peers", PEERS),
     "peers_minutes": ("peers", PEERS),
     "long": ("long", ["GAIL 20M"]),
-    "hopper": ("hopper", ["GAIL", "GAIL, centered reward"]),
+    "hopper": ("endings", ["Hopper, GAIL", "Hopper, GAIL on states"]),
     "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
 }
 
@@ -61,6 +61,15 @@ def read(name: str) -> dict[str, list[dict]]:
     return groups
 
 
+def expert_return(row: dict) -> float | None:
+    """The expert's mean return, if the run knew it."""
+    if row.get("expert_return_mean"):
+        return float(row["expert_return_mean"])
+    if row.get("eval/vs_expert"):
+        return float(row["eval/return_mean"]) / float(row["eval/vs_expert"])
+    return None
+
+
 def interquartile_mean(values: np.ndarray) -> float:
     """Mean of the middle half, (S,) -> (): a quarter of the weight is cut from each end (Agarwal et al. 2021)."""
     values, cut = np.sort(values), len(values) / 4
@@ -77,21 +86,26 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def percent(row: dict, name: str) -> float:
+    """A return of a run in % of the way from random actions to its demonstrations; of a run from before random actions
+    were measured, in % of its demonstrations."""
+    random, demos = float(row.get("random_return_mean") or 0.0), float(row["demos_return_mean"])
+    return 100 * (float(row[name]) - random) / (demos - random)
+
+
 def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
-    """One variant's row, column -> text; a dash where there is nothing to tell. Returns are in % of the mean return of
-    the demonstrations that the run learned from."""
-    mean = 100 * np.array([float(r["eval/vs_demos"]) for r in rows])
-    sampled = [r for r in rows if r.get("eval/return_sampled_mean")]
-    sampled = 100 * np.array([float(r["eval/return_sampled_mean"]) / float(r["demos_return_mean"]) for r in sampled])
+    """One variant's row, column -> text; a dash where there is nothing to tell."""
+    mean = np.array([percent(r, "eval/return_mean") for r in rows])
+    sampled = np.array([percent(r, "eval/return_sampled_mean") for r in rows if r.get("eval/return_sampled_mean")])
     each = [mean.min()] if len(rows) >= 5 else sorted(mean)
     spread = f" ± {mean.std(ddof=1):.1f} ({', '.join(f'{x:.1f}' for x in each)})" if len(rows) > 1 else ""
-    best = [
-        100 * float(r["best/return_mean"]) / float(r["demos_return_mean"]) for r in rows if r.get("best/return_mean")
-    ]
+    best = [percent(r, "best/return_mean") for r in rows if r.get("best/return_mean")]
     middle = "[{:.1f}, {:.1f}]".format(*bootstrap_interval(mean)) if len(rows) >= 5 else ""
     sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
     sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
-    absolute, of_expert = (np.mean([float(r[f"eval/{name}"]) for r in rows]) for name in ("return_mean", "vs_expert"))
+    returned = f"{np.mean([float(r['eval/return_mean']) for r in rows]):.0f}"
+    if expert_return(rows[0]):
+        returned += f" ({np.mean([100 * float(r['eval/return_mean']) / expert_return(r) for r in rows]):.0f})"
     reached = np.array([float(r.get("steps_to_90") or np.inf) for r in rows])
     steps = f"{np.median(reached) / 1e6:.2f}M" if np.isfinite(np.median(reached)) else "never"
     steps += f" ({np.isfinite(reached).sum()}/{len(rows)})"
@@ -106,7 +120,7 @@ def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
         "seeds": str(len(rows)),
         "mean action: mean ± std (worst, or each)": f"{mean.mean():.1f}{spread}",
         "IQM [95%]": f"{interquartile_mean(mean):.1f} {middle}" if middle else "–",
-        "return (% of the expert)": f"{absolute:.0f} ({100 * of_expert:.0f})",
+        "return (% of the expert)": returned,
         "best": f"{np.mean(best):.1f}" if best else "–",
         "sampled": sampled_text,
         "steps to 90%: median": steps,
@@ -149,11 +163,11 @@ def draw(name: str, suite: str, variants: list[str]) -> None:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     first = rows[variants[-1]][0]  # the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
-    expert = float(first["eval/return_mean"]) / float(first["eval/vs_expert"])
-    ax.axhline(expert, color="black", linestyle=":", label="expert (mean action)")
-    top = 1.08 * expert
+    top = expert_return(first) or max(v.max() for v in values)
+    if expert_return(first):
+        ax.axhline(top, color="black", linestyle=":", label="expert (mean action)")
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
-    ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, top))
+    ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, 1.08 * top))
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # it would cover curves
     ax.grid(alpha=0.3)
     FIGURES.mkdir(exist_ok=True)
@@ -171,7 +185,7 @@ def draw_few_demonstrations() -> None:
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for method in dict.fromkeys(variant.rsplit(", K = ", 1)[0] for variant in groups):
         points = {
-            int(variant.rsplit(" = ", 1)[1]): 100 * np.array([float(row["eval/vs_demos"]) for row in rows])
+            int(variant.rsplit(" = ", 1)[1]): np.array([percent(row, "eval/return_mean") for row in rows])
             for variant, rows in groups.items()
             if variant.startswith(f"{method}, K = ")
         }
@@ -220,7 +234,7 @@ def results(name: str) -> str:
         head, *rows = csv.reader(file)
     if name == "bc_study":
         return study_table([dict(zip(head, row)) for row in rows])
-    if {"variant", "eval/vs_demos"} <= set(head):
+    if {"variant", "demos_return_mean"} <= set(head):
         return table(read(name))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
