@@ -173,13 +173,14 @@ class Policy(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (N, O): the likeliest action, or, with a generator and
+        """What to do after raw observations (..., O): the likeliest action, or, with a generator and
         a policy that is not deterministic, a sampled one."""
         output = self(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         if self.discrete and generator is None:
             return output.argmax(-1).cpu().numpy()
         if self.discrete:
-            return torch.multinomial(output.softmax(-1).cpu(), 1, generator=generator)[:, 0].numpy()
+            probs = output.softmax(-1).cpu()
+            return torch.multinomial(probs, 1, generator=generator)[..., 0].numpy()
         if self.gaussian and generator is not None:
             noise = torch.randn(output.shape, generator=generator)
             output = output + self.log_std.exp() * noise.to(output.device)

@@ -197,7 +197,7 @@ class Agent(nn.Module):
             index = output.argmax(-1)
             if generator is not None:
                 probs = output.softmax(-1).cpu()
-                index = torch.multinomial(probs, 1, generator=generator)[:, 0].to(output.device)
+                index = torch.multinomial(probs, 1, generator=generator)[..., 0].to(output.device)
             return F.one_hot(index, len(self.low)).float()
         mean, log_std = self.gaussian(output)
         if generator is None:
@@ -223,8 +223,8 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (N, O): the likeliest action, or, with a generator, a
-        sampled one."""
+        """What to do after raw observations (..., O): the likeliest action, or, with a generator,
+        a sampled one."""
         output = self.actor(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         return self.for_envs(self.execute(self.sample(output, generator)))
 
@@ -381,9 +381,14 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
     return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
+def disc_inputs(obs: Tensor, executed: Tensor) -> Tensor:
+    """What D sees of steps: standardized observations (..., O) and actions as executed (..., A)."""
+    return torch.cat([obs, executed], dim=-1)
+
+
 def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args, generator):
     """Steps of D on the expert's pairs (L, O + A) and the rollout's -> log of the last."""
-    policy = torch.cat([rollout["obs"], rollout["executed"]], dim=-1).flatten(0, 1)
+    policy = disc_inputs(rollout["obs"], rollout["executed"]).flatten(0, 1)
     size = args.disc_batch_size
     for _ in range(num_steps):
         indices = torch.randint(len(expert), (size,), generator=generator)
@@ -416,7 +421,7 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
         require(rewards["env"].isfinite().all(), f"--reward-source {args.reward_source} needs the "
                 "environment's rewards, and they are not all numbers; use gail.")
     if args.reward_source != "env":
-        logit = disc(torch.cat([rollout["obs"], rollout["executed"]], dim=-1))
+        logit = disc(disc_inputs(rollout["obs"], rollout["executed"]))
         counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
         visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
         offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
@@ -508,7 +513,7 @@ def train(args: Args) -> dict[str, float]:
     agent = Agent(demos, args.hidden_size, generator).to(device)
     demo_obs = agent.standardize(torch.from_numpy(demos["obs"]).to(device))
     demo_actions = agent.standardize_action(torch.from_numpy(demos["actions"]).to(device))
-    expert = torch.cat([demo_obs, demo_actions], dim=1)
+    expert = disc_inputs(demo_obs, demo_actions)
     disc = Discriminator(expert.shape[1], args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)

@@ -210,7 +210,7 @@ class Agent(nn.Module):
             index = output.argmax(-1)
             if generator is not None:
                 probs = output.softmax(-1).cpu()
-                index = torch.multinomial(probs, 1, generator=generator)[:, 0].to(output.device)
+                index = torch.multinomial(probs, 1, generator=generator)[..., 0].to(output.device)
             return F.one_hot(index, len(self.low)).float()
         mean, log_std = self.gaussian(output)
         if generator is None:
@@ -236,8 +236,8 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (N, O): the likeliest action, or, with a generator, a
-        sampled one."""
+        """What to do after raw observations (..., O): the likeliest action, or, with a generator,
+        a sampled one."""
         output = self.actor(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         return self.for_envs(self.execute(self.sample(output, generator)))
 

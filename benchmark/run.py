@@ -294,7 +294,9 @@ def copy_known(results: Path, suite: str, commands: dict[str, dict]) -> None:
     for other in SUITES:
         rows, their_curves = (read_rows(results / f"{other}{ending}.csv") for ending in ("", "_curves"))
         known = {
-            (row["variant"], row["seed"]): commands.pop(row["command"]) for row in rows if row.get("command") in commands
+            (row["variant"], row["seed"]): commands.pop(row["command"])
+            for row in rows
+            if row.get("command") in commands
         }
         for ending, theirs in (("_curves", their_curves), ("", rows)):  # what is in the table counts as done
             mine = [row | known[key] for row in theirs if (key := (row["variant"], row["seed"])) in known]
