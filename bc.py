@@ -126,8 +126,9 @@ def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
-    0 where data do not vary. In float64 up to there: x may be far from 0."""
+    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
+    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    since x may be large beside its deviation."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
@@ -173,8 +174,8 @@ class Policy(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (..., O): the likeliest action, or, with a generator and
-        a policy that is not deterministic, a sampled one."""
+        """What to do after raw observations (..., O): the likeliest action, or, with a generator
+        and a policy that is not deterministic, a sampled one."""
         output = self(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         if self.discrete and generator is None:
             return output.argmax(-1).cpu().numpy()
@@ -376,10 +377,10 @@ def load_demos(args, required: list[str]) -> dict:
         rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            x, count = demos[name], len(rows[name])
-            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+            x, wanted = demos[name], len(rows[name])
+            if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
                 found = f"'{name}' is {x.dtype} of shape {x.shape}"
-                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+                raise ValueError(f"{found}, expected {wanted} rows of finite numbers")
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
@@ -471,8 +472,9 @@ def make_envs(task: dict, num_envs: int, threads: int):
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
-    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
-            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
+    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
+            "Box, or Discrete from 0; choose another environment.")
     return envs
 
 
@@ -489,16 +491,17 @@ def match_demos(demos: dict, envs) -> None:
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
-        actions = demos.get("actions", space.start + np.arange(len(one_hot))) - space.start
+        actions = demos.get("actions", np.arange(len(one_hot)))
         require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
                 f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
                 "whole numbers; give demonstrations of this environment.")
         demos["actions"] = one_hot[actions]
         return
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
+    unbounded = [np.minimum(-1.0, high - 1.0), np.maximum(1.0, low + 1.0)]
+    bounds = np.where(np.isfinite([low, high]), [low, high], unbounded)
     actions = demos.get("actions", bounds)
-    margin = 1e-3 * (high - low)
+    margin = 1e-3 * (bounds[1] - bounds[0])
     outside = np.mean((actions < low - margin) | (actions > high + margin))
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
@@ -572,7 +575,8 @@ def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> li
         sampled = evaluate(policy, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
     for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+        if np.isfinite(x).all():
+            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     courses = {"behaviour cloning": mean}
     if args.compare_with:
         name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
@@ -617,7 +621,8 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
             summary["eval/return_sampled_mean"] = sampled.mean().item()
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        summary |= {x: demos[x] for x in ("expert_return_mean",) if x in demos}
+        if isinstance(demos.get("expert_return_mean"), float):
+            summary["expert_return_mean"] = demos["expert_return_mean"]
     summary |= counts | {"seconds": seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")

@@ -566,8 +566,9 @@ def make_envs(task: dict, num_envs: int, threads: int):
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
-    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
-            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
+    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
+            "Box, or Discrete from 0; choose another environment.")
     return envs
 
 

@@ -194,8 +194,9 @@ def relu_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
-    0 where data do not vary. In float64 up to there: x may be far from 0."""
+    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
+    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    since x may be large beside its deviation."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
@@ -812,10 +813,10 @@ def load_demos(args, required: list[str]) -> dict:
         rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            x, count = demos[name], len(rows[name])
-            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+            x, wanted = demos[name], len(rows[name])
+            if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
                 found = f"'{name}' is {x.dtype} of shape {x.shape}"
-                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+                raise ValueError(f"{found}, expected {wanted} rows of finite numbers")
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
@@ -1059,7 +1060,8 @@ def final_evaluation(nets, render, task: dict, args: Args, folder: Path) -> list
     sampled, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 30_000, args, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
     for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+        if np.isfinite(x).all():
+            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -1089,7 +1091,8 @@ def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, ru
     summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        summary |= {x: demos[x] for x in ("expert_return_mean",) if x in demos}
+        if isinstance(demos.get("expert_return_mean"), float):
+            summary["expert_return_mean"] = demos["expert_return_mean"]
         high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
         twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
         if twice:  # the first of two evaluations in a row at 90%

@@ -30,7 +30,8 @@ The window that rewards step t ends with the state that its action led to, and l
     helps that attention begins with the latest states (its biases with minus the distance).
  6. --use-actions makes chains: each state comes with the action that led to it.
  7. The rest is as in gail_ppo.py: D is the probability of *expert*, with a gradient penalty, on
-    standardized inputs; rewards are normalized; a time limit does not end the task.
+    standardized inputs; rewards are normalized; a time limit does not end the task, and where one
+    does end, an absorbing state follows.
 
 Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
 K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
@@ -68,10 +69,10 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
-# what is not a number, and left out, if the environment gives no rewards
-TRUE_RETURNS = {"charts/episodic_return", "reward/env_mean", "reward/env_std"}
+# logged only where the environment gives rewards
+TRUE_RETURNS = {"charts/episodic_return", "reward/env_mean"}
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 HEADS = 4  # of the transformer's attention
 
@@ -99,8 +100,10 @@ class Args:
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let that step size fall linearly to zero over the run
-    gamma: float = 0.0  # discount factor (0: 1 - 3 / L, L the demonstrations' mean length; <= 0.99)
-    gae_lambda: float = 0.0  # lambda of advantage estimation (0: 1 - 10 / L; at most 0.95)
+    gamma: float = 0.0
+    """discount factor (0: 1 - 3 / mean length of the demonstrations, at most 0.99)"""
+    gae_lambda: float = 0.0
+    """lambda of generalized advantage estimation (0: 1 - 10 / mean length, at most 0.95)"""
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
     clip_coef: float = 0.2  # clipping of the probability ratio
@@ -158,8 +161,9 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
-    0 where data do not vary. In float64 up to there: x may be far from 0."""
+    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
+    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    since x may be large beside its deviation."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
@@ -207,11 +211,10 @@ class Agent(nn.Module):
     def sample(self, output: Tensor, generator: Generator | None) -> Tensor:
         """An action (..., A) from the actor's output; without a generator the likeliest one."""
         if self.discrete:
-            index = output.argmax(-1)
-            if generator is not None:
-                probs = output.softmax(-1).cpu()
-                index = torch.multinomial(probs, 1, generator=generator)[..., 0].to(output.device)
-            return F.one_hot(index, len(self.low)).float()
+            if generator is not None:  # with Gumbel noise the greatest is a draw from the softmax
+                noise = torch.rand(output.shape, generator=generator).to(output.device)
+                output = output - torch.log(-torch.log(noise))
+            return F.one_hot(output.argmax(-1), output.shape[-1]).float()
         mean, log_std = self.gaussian(output)
         if generator is None:
             return mean
@@ -309,10 +312,8 @@ class TransformerDiscriminator(nn.Module):
 
 
 def window_index(begins: Tensor, seq_len: int) -> Tensor:
-    """Which tokens make the window of each step, the newest last: (T, N) -> (T, N, K), counted in
-
-        the K tokens of the window before step 0, then s(0) ... s(T-1), then s(1) ... s(T).
-
+    """Which tokens make the window of each step, the newest last: (T, N) -> (T, N, K). An index
+    counts the K tokens of the window before step 0, then s(0) ... s(T-1), then s(1) ... s(T).
     Where `begins` says that an episode begins, its first state stands for all that lies before."""
     (steps, envs), device, index = begins.shape, begins.device, []
     window = torch.arange(seq_len, device=device).expand(envs, -1)
@@ -375,9 +376,10 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. Each count
-    begins at 1, so that all is finite."""
-    expert, policy = (expert + 1) / (expert + 1).sum(), (policy + 1) / (policy + 1).sum()
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
+    all is finite, one step of the expert's is taken to be as the policy's, half of one of its."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
+    expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
 
@@ -425,9 +427,10 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 
 @torch.no_grad()
 def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Generator):
-    """Sample T steps in each of N environments -> rollout {name: (T, N, ...)}, log. `episodes` goes
-    on from one rollout to the next: "obs" (N, O), the latest observations, "return" (N,) and
-    "length" (N,) so far, "limit", the most steps that an episode may have."""
+    """Sample T steps in each of N environments -> rollout {name: (T, N, ...)}, observations and
+    actions standardized; log. `episodes` goes on from one rollout to the next: "obs" (N, O), the
+    latest observations, as they come, "return" (N,) and "length" (N,) so far, "limit", the most
+    steps that an episode may have."""
     device, threads = agent.low.device, torch.get_num_threads()
     torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
     steps, finished = [], []
@@ -515,7 +518,7 @@ def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, ge
 def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the reward (T, N) of each step, for the window that its action
     completed, "absorbing": that of each step after an end}, log. `visits` has the counts (2,) of
-    "expert" and, of its latest rollouts, "policy"."""
+    "expert" and "policy"; the rollout's are added to the policy's, which fade."""
     logit = disc.score(rollout["tokens"], rollout["window"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
@@ -708,10 +711,10 @@ def load_demos(args, required: list[str]) -> dict:
         rows |= {"terminated": episodes, "truncated": episodes}
         needed = {"observations", "terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
-            x, count = demos[name], len(rows[name])
-            if x.shape[:1] != (count,) or not (np.isfinite(x).all() or name == "rewards"):
+            x, wanted = demos[name], len(rows[name])
+            if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
                 found = f"'{name}' is {x.dtype} of shape {x.shape}"
-                raise ValueError(f"{found}, expected {count} rows of finite numbers")
+                raise ValueError(f"{found}, expected {wanted} rows of finite numbers")
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
@@ -818,8 +821,9 @@ def make_envs(task: dict, num_envs: int, threads: int):
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
-    require(flat[1] or isinstance(actions, gym.spaces.Discrete), f"--env-id {env_id}: its actions "
-            f"are {actions}, expected a flat Box or Discrete; choose another environment.")
+    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
+            "Box, or Discrete from 0; choose another environment.")
     return envs
 
 
@@ -836,16 +840,17 @@ def match_demos(demos: dict, envs) -> None:
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
-        actions = demos.get("actions", space.start + np.arange(len(one_hot))) - space.start
+        actions = demos.get("actions", np.arange(len(one_hot)))
         require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
                 f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
                 "whole numbers; give demonstrations of this environment.")
         demos["actions"] = one_hot[actions]
         return
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    bounds = np.where(np.isfinite([low, high]), [low, high], [[-1.0], [1.0]])
+    unbounded = [np.minimum(-1.0, high - 1.0), np.maximum(1.0, low + 1.0)]
+    bounds = np.where(np.isfinite([low, high]), [low, high], unbounded)
     actions = demos.get("actions", bounds)
-    margin = 1e-3 * (high - low)
+    margin = 1e-3 * (bounds[1] - bounds[0])
     outside = np.mean((actions < low - margin) | (actions > high + margin))
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
@@ -906,7 +911,8 @@ def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
     for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+        if np.isfinite(x).all():
+            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -934,7 +940,8 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        summary |= {x: demos[x] for x in ("expert_return_mean",) if x in demos}
+        if isinstance(demos.get("expert_return_mean"), float):
+            summary["expert_return_mean"] = demos["expert_return_mean"]
         high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
         twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
         if twice:  # the first of two evaluations in a row at 90%

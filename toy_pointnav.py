@@ -143,8 +143,9 @@ def tanh_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.S
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, clipped, with the statistics of data (L, X), saved with the weights; always
-    0 where data do not vary. In float64 up to there: x may be far from 0."""
+    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
+    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    since x may be large beside its deviation."""
 
     def __init__(self, data: np.ndarray):
         super().__init__()
@@ -252,9 +253,10 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. Each count
-    begins at 1, so that all is finite."""
-    expert, policy = (expert + 1) / (expert + 1).sum(), (policy + 1) / (policy + 1).sum()
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
+    all is finite, one step of the expert's is taken to be as the policy's, half of one of its."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
+    expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
 
@@ -428,8 +430,8 @@ def update_plain_discriminator(disc, optimizer, expert, rollout, num_steps, args
 @torch.no_grad()
 def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
-    the goal}, log. `visits` has the counts (2,) of "expert" and, of its latest rollouts, "policy".
-    """
+    the goal}, log. `visits` has the counts (2,) of "expert" and "policy"; the rollout's are added
+    to the policy's, which fade."""
     logit = disc(disc.pairs(rollout["obs"], rollout["executed"]))
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts

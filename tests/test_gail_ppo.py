@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import warnings
 
 import gymnasium as gym
@@ -34,25 +35,27 @@ def rows_of(run_dir, without_times=True) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in drop} for row in rows]
 
 
-def an_agent(obs_dim=17, action_dim=6, hidden_size=8, seed=0, bound=1.0) -> g.Agent:
-    """An agent that leaves observations as they are."""
-    bounds = np.full(action_dim, bound)
-    generator = torch.Generator().manual_seed(seed)
-    agent = g.Agent(np.zeros((1, obs_dim)), -bounds, bounds, hidden_size, generator)
-    agent.standardize.std.fill_(1.0)
-    return agent
+def a_task(obs_dim=17, action_dim=6, low=-1.0, high=1.0, discrete=False) -> dict:
+    """What an agent wants to know of demonstrations; these leave observations and actions as they are."""
+    task = {"obs": np.zeros((2, obs_dim)) + [[-1.0], [1.0]], "actions": np.zeros((2, action_dim)) + [[-1.0], [1.0]]}
+    return task | {"low": np.full(action_dim, low), "high": np.full(action_dim, high), "discrete": discrete}
+
+
+def an_agent(obs_dim=17, action_dim=6, hidden_size=8, seed=0, **task) -> g.Agent:
+    return g.Agent(a_task(obs_dim, action_dim, **task), hidden_size, torch.Generator().manual_seed(seed))
 
 
 def a_disc(input_dim, hidden_size=32, seed=0) -> g.Discriminator:
-    generator = torch.Generator().manual_seed(seed)
-    disc = g.Discriminator(np.zeros((1, input_dim - 1)), np.zeros((1, 1)), hidden_size, generator)
-    disc.standardize.std.fill_(1.0)
-    return disc
+    return g.Discriminator(input_dim, hidden_size, torch.Generator().manual_seed(seed))
 
 
-def first_episodes(envs, seed=0) -> dict:
+def first_episodes(envs, seed=0, limit=1000) -> dict:
     obs, _ = envs.reset(seed=seed)
-    return {"obs": torch.from_numpy(obs), "return": torch.zeros(len(obs), dtype=torch.float64)}
+    episodes = {"obs": torch.from_numpy(obs), "return": torch.zeros(len(obs), dtype=torch.float64), "limit": limit}
+    return episodes | {"length": torch.zeros(len(obs), dtype=torch.int64)}
+
+
+no_visits = {"expert": torch.tensor([100, 0]), "policy": torch.zeros(2)}
 
 
 # Environment
@@ -126,6 +129,7 @@ def test_gymnasium_environments_report_the_true_final_observation():
     assert not rollout["terminated"].any()
     jumps = (rollout["obs"][1:] != rollout["next_obs"][:-1]).any(-1)
     assert torch.equal(jumps, rollout["ended"][:-1])
+    assert (rollout["steps_left"] == 1000 - torch.tensor([1, 2, 3, 1, 2, 3])[:, None]).all()
     rewards = rollout["env_reward"].double()
     expected = torch.cat([rewards[:3].sum(0), rewards[3:].sum(0)]).mean().item()
     assert log["charts/episodic_return"] == pytest.approx(expected, abs=1e-5)
@@ -172,40 +176,101 @@ def test_a_set_without_rewards_has_unknown_returns(demo_file):
     assert np.isnan(load(demo_file(rewards=None))["returns"]).tolist() == [True] * 3
 
 
-def test_statistics_are_exact_far_from_zero():
-    data = (1e6 + np.random.default_rng(0).normal(size=(20_000, 2))).astype(np.float32)
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1e-6, 0), (1e6, 0), (1, 1e5), (0.1, 1e5)])
+def test_standardizing_does_not_depend_on_units(scale, offset):
+    plain = np.random.default_rng(0).normal(size=(20_000, 2))
+    told = scale * plain + offset
+    x, y = torch.from_numpy(plain), torch.from_numpy(told)
+    expected = g.Standardize(plain)(x)
+    np.testing.assert_allclose(g.Standardize(told)(y), expected, atol=1e-4)
+    np.testing.assert_allclose(expected.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(expected.std(0, correction=0), 1, rtol=1e-6)
+    undone = g.Standardize(told).undo(g.Standardize(told)(y))
+    np.testing.assert_allclose(undone, told, rtol=1e-6, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -3e5])
+def test_what_does_not_vary_in_the_demonstrations_has_no_influence(constant):
+    data = np.random.default_rng(0).normal(size=(1000, 2))
+    data[:, 1] = constant * (1 + 1e-9 * np.random.default_rng(1).normal(size=1000))  # but for rounding
     standardize = g.Standardize(data)
-    np.testing.assert_allclose(standardize.std, data.astype(np.float64).std(0), rtol=0.01)
+    noisy = torch.tensor([[0.3, constant], [0.3, constant + 50.0], [0.3, constant - 1e-3]], dtype=torch.float64)
+    assert (standardize(noisy)[:, 1] == 0).all() and (standardize(noisy)[:, 0] != 0).all()
+    np.testing.assert_allclose(standardize.undo(torch.ones(1, 2))[0, 1], constant, rtol=1e-6, atol=1e-12)
+
+
+def test_a_set_is_found_beside_the_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(load("data/halfcheetah-v4_sac_stochastic-one.npz")["lengths"]) == 50
+
+
+def test_demonstrations_of_another_version_of_the_same_body_are_taken_with_a_warning(demo_file):
+    with pytest.warns(UserWarning, match="HalfCheetah-v4 are used in HalfCheetah-v5"):
+        assert load(demo_file(), env_id="HalfCheetah-v5")["env_id"] == "HalfCheetah-v5"
+
+
+def envs_with(space) -> gym.vector.VectorEnv:
+    envs = gym.vector.VectorEnv()
+    envs.single_observation_space, envs.single_action_space = gym.spaces.Box(-1, 1, (3,)), space
+    return envs
+
+
+def test_actions_out_of_bounds_are_cut_with_a_warning():
+    envs = envs_with(gym.spaces.Box(-1.0, 1.0, (2,)))
+    demos = {"obs": np.zeros((100, 3)), "actions": np.zeros((100, 2), np.float32)}
+    demos["actions"][:30, 0] = 57.0
+    with pytest.warns(UserWarning, match="15% of the demonstrated actions, 0 to 57, lie outside"):
+        g.match_demos(demos, envs)
+    assert demos["actions"].max() == 1 and not demos["discrete"]
+    demos["actions"] = np.full((100, 2), 1 + 1e-7)  # rounding is no mistake
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        g.match_demos(demos, envs)
+
+
+def test_discrete_actions_become_one_hot_vectors():
+    envs = envs_with(gym.spaces.Discrete(3))
+    demos = {"obs": np.zeros((2, 3)), "actions": np.array([2, 0])}
+    g.match_demos(demos, envs)
+    assert demos["discrete"] and demos["actions"].tolist() == [[0, 0, 1], [1, 0, 0]]
+    for bad in (np.array([3, 0]), np.array([-1, 0]), np.array([0.0, 1.0])):
+        with pytest.raises(g.UserError, match="whole numbers"):
+            g.match_demos({"obs": np.zeros((2, 3)), "actions": bad}, envs)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(2.0, 2.0), (np.inf, 1.0)])
+def test_without_actions_the_bounds_tell_their_scale(bound, expected):
+    demos = {"obs": np.zeros((2, 3))}
+    g.match_demos(demos, envs_with(gym.spaces.Box(-bound, bound, (2,))))
+    np.testing.assert_array_equal(g.Standardize(demos["actions"]).std, [expected] * 2)
 
 
 # Pure functions
 
 
-def slow_gae(rewards, values, next_values, terminated, ended, gamma, lam):
+def slow_gae(rewards, values, next_values, ended, gamma, lam):
     """The definition: A_t = sum_l (gamma lambda)^l delta_{t+l}, up to the end of the episode."""
     steps, envs = rewards.shape
     advantages = np.zeros((steps, envs))
     for n in range(envs):
         for t in range(steps):
             for k in range(t, steps):
-                bootstrap = 0.0 if terminated[k, n] else next_values[k, n]
-                delta = rewards[k, n] + gamma * bootstrap - values[k, n]
+                delta = rewards[k, n] + gamma * next_values[k, n] - values[k, n]
                 advantages[t, n] += (gamma * lam) ** (k - t) * delta
                 if ended[k, n]:
                     break
     return advantages
 
 
-def test_gae_equals_its_definition_at_termination_truncation_and_rollout_end():
+def test_gae_equals_its_definition_at_an_episodes_and_a_rollouts_end():
     rng = np.random.default_rng(0)
     shape = (12, 3)
     rewards, values, next_values = rng.normal(size=(3, *shape))
-    terminated = rng.random(shape) < 0.15
-    ended = terminated | (rng.random(shape) < 0.15)
-    assert terminated.any() and (ended & ~terminated).any() and not ended[-1].all()
-    tensors = [torch.tensor(x) for x in (rewards, values, next_values, terminated, ended)]
+    ended = rng.random(shape) < 0.3
+    assert ended.any() and not ended[-1].all()
+    tensors = [torch.tensor(x) for x in (rewards, values, next_values, ended)]
     advantages, returns = g.compute_gae(*tensors, 0.9, 0.8)
-    expected = slow_gae(rewards, values, next_values, terminated, ended, 0.9, 0.8)
+    expected = slow_gae(rewards, values, next_values, ended, 0.9, 0.8)
     np.testing.assert_allclose(advantages.numpy(), expected, atol=1e-12)
     np.testing.assert_allclose(returns.numpy(), expected + values, atol=1e-12)
 
@@ -213,7 +278,7 @@ def test_gae_equals_its_definition_at_termination_truncation_and_rollout_end():
 def test_gae_of_a_constant_reward_tends_to_the_geometric_sum():
     steps, gamma = 2000, 0.95
     zeros, nothing = torch.zeros(steps, 1, dtype=torch.float64), torch.zeros(steps, 1, dtype=torch.bool)
-    _, returns = g.compute_gae(zeros + 1, zeros, zeros, nothing, nothing, gamma, 1.0)
+    _, returns = g.compute_gae(zeros + 1, zeros, zeros, nothing, gamma, 1.0)
     assert abs(returns[0, 0].item() - 1 / (1 - gamma)) < 1e-9
 
 
@@ -264,14 +329,32 @@ def test_gaussian_log_prob_and_entropy_equal_torch():
     np.testing.assert_allclose(g.gaussian_entropy(log_std), reference.entropy()[0], rtol=1e-5)
 
 
+def test_log_prob_and_entropy_of_discrete_actions_equal_torch():
+    agent, output = an_agent(3, 4, discrete=True), torch.randn(5, 4)
+    index = torch.tensor([0, 1, 2, 3, 1])
+    log_prob, entropy = agent.log_prob_and_entropy(output, nn.functional.one_hot(index, 4).float())
+    reference = torch.distributions.Categorical(logits=output)
+    np.testing.assert_allclose(log_prob, reference.log_prob(index), rtol=1e-5)
+    np.testing.assert_allclose(entropy, reference.entropy(), rtol=1e-5)
+
+
+def test_discrete_actions_are_drawn_by_their_probabilities():
+    agent, generator = an_agent(3, 4, discrete=True), torch.Generator().manual_seed(0)
+    output = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(20_000, -1)
+    shares = agent.sample(output, generator).mean(0)
+    np.testing.assert_allclose(shares, output[0].softmax(-1), atol=0.01)
+    assert agent.sample(output, None)[0].tolist() == [0, 0, 0, 1]
+    assert agent.for_envs(agent.execute(agent.sample(output[:2], None))).tolist() == [3, 3]
+
+
 def test_the_policys_deviation_begins_as_asked_hangs_on_the_state_and_is_bounded():
     agent, obs = an_agent(hidden_size=16), torch.randn(50, 17)
-    mean, log_std = agent.policy(obs)
+    mean, log_std = agent.gaussian(agent.actor(obs))
     assert mean.shape == log_std.shape == (50, 6)
     np.testing.assert_allclose(log_std.detach(), g.INITIAL_LOG_STD, atol=0.1)
     assert (log_std.std(0) > 0).all()
     agent.actor[-1].bias.data[6:] = torch.tensor([-99.0, 99, 0, 0, 0, 0])
-    log_std = agent.policy(obs)[1]
+    log_std = agent.gaussian(agent.actor(obs))[1]
     assert (log_std[:, 0] == g.LOG_STD_MIN).all() and (log_std[:, 1] == g.LOG_STD_MAX).all()
 
 
@@ -300,16 +383,15 @@ def test_reward_normalizer_equals_numpy_over_its_window(monkeypatch):
         normalizer.update(torch.tensor(batch))
     seen, x = np.stack(batches[-3:]), torch.tensor(batches[-1])
     centered = (batches[-1] - seen.mean()) / seen.std()
-    np.testing.assert_allclose(normalizer.normalize(x, True), centered, rtol=1e-5)
-    np.testing.assert_allclose(normalizer.normalize(x, False), batches[-1] / seen.std(), rtol=1e-5)
+    np.testing.assert_allclose(normalizer.normalize(x), centered, rtol=1e-5)
 
 
 def test_steps_to_90_needs_two_evaluations_in_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(g, "final_evaluation", lambda *args: [np.ones(2), np.ones(2)])
     monkeypatch.setattr(g, "plot_curves", lambda *args: None)
     curve = [(1, 0.5), (2, 0.95), (3, 0.8), (4, 0.95), (5, 0.9)]
-    rows = [{"global_step": step, "eval/return_mean": 10 * x} for step, x in curve]
-    demos = {"returns": np.full(3, 10.0), "expert_return_mean": 20.0}
+    rows = [{"global_step": step, "eval/return_mean": 10 * x, "eval/normalized_score": x} for step, x in curve]
+    demos = {"returns": np.full(3, 10.0), "random_return": 0.0}
     summary = g.report(None, demos, rows, 5.0, g.Args(), tmp_path)
     assert summary["steps_to_90"] == 4 and summary["best/step"] == 2 and summary["charts/SPS"] == 1
     assert "steps_to_90" not in g.report(None, demos, rows[:3], 5.0, g.Args(), tmp_path)
@@ -356,38 +438,111 @@ def toy_rollout(steps=4, envs=3):
     rollout = {"obs": obs, "next_obs": obs, "action": action, "executed": action.clamp(-1, 1)}
     nothing = torch.zeros(shape, dtype=torch.bool)
     rollout |= {"terminated": nothing, "ended": nothing, "log_prob": torch.zeros(shape)}
+    rollout["steps_left"] = torch.full(shape, 90)
     return rollout | {"env_reward": torch.randn(shape)}
 
 
 @pytest.mark.parametrize("source", ["gail", "env", "combined"])
 def test_rewards_follow_their_source(source):
     rollout, args, disc = toy_rollout(), g.Args(reward_source=source), a_disc(23)
-    disc.pairs = lambda obs, executed: torch.cat([obs, executed], -1)
     normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-    total, log = g.compute_rewards(rollout, disc, normalizers, args)
+    rewards, log = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), args)
 
-    def normalized(x):
-        return (x - x.mean()) / x.std(correction=0)
+    def normalized(x, of):
+        return (x - of.mean()) / of.std(correction=0)
 
     with torch.no_grad():
-        gail = nn.functional.softplus(disc(torch.cat([rollout["obs"], rollout["executed"]], -1)))
-    expected = torch.zeros(4, 3)
+        logit = disc(torch.cat([rollout["obs"], rollout["executed"]], -1))
+    steps, ends = 12.5 / 13, 0.5 / 13  # shares of the policy's time; the expert's 100 steps have no end
+    offset, end = np.log([(100 + steps) / 101 / steps, ends / 101 / ends])
+    gail, after = nn.functional.softplus(logit + offset), math.log1p(math.exp(end))
+    expected, absorbing = torch.zeros(4, 3), 0.0
     if source != "gail":
-        expected += normalized(rollout["env_reward"])
+        expected += normalized(rollout["env_reward"], rollout["env_reward"])
+        absorbing += normalized(0.0, rollout["env_reward"])
     if source != "env":
-        expected += normalized(gail)
-    np.testing.assert_allclose(total, expected, atol=1e-4)
+        expected += normalized(gail, gail)
+        absorbing += normalized(after, gail)
+    np.testing.assert_allclose(rewards["steps"], expected, atol=1e-4)
+    assert rewards["absorbing"] == pytest.approx(float(absorbing), abs=1e-4)
     assert log["reward/env_mean"] == pytest.approx(rollout["env_reward"].mean().item())
     if source == "gail":
-        plain, _ = g.compute_rewards(rollout, disc, normalizers, g.Args(normalize_reward=False))
-        np.testing.assert_allclose(plain, gail)
+        plain, _ = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args(normalize_reward=False))
+        np.testing.assert_allclose(plain["steps"], gail, rtol=1e-5)
+        assert plain["absorbing"] == pytest.approx(after, rel=1e-5)
+
+
+def test_terminal_logits_are_those_of_a_discriminator_that_counts():
+    """Against D's best logit for three kinds of steps, one of them absorbing, by their shares."""
+    expert, policy = {"a": 300, "b": 100, "absorbing": 600}, {"a": 50, "b": 250, "absorbing": 100}
+
+    def shares(counts, kinds):
+        return np.array([counts[kind] for kind in kinds]) / sum(counts[kind] for kind in kinds)
+
+    best = np.log(shares(expert, "a b absorbing".split()) / shares(policy, "a b absorbing".split()))
+    of_disc = np.log(shares(expert, "ab") / shares(policy, "ab"))  # which sees no absorbing ones
+    offset, absorbing = g.terminal_logits(*(torch.tensor([x["a"] + x["b"], x["absorbing"]]) for x in (expert, policy)))
+    np.testing.assert_allclose(of_disc + offset.item(), best[:2], atol=0.01)
+    assert absorbing.item() == pytest.approx(best[2], abs=0.01)
+    nobody = g.terminal_logits(torch.tensor([5000, 0]), torch.tensor([32_000.0, 0.0]))
+    assert nobody.isfinite().all() and abs(nobody[0]) < 1e-3  # where nothing ends, nothing changes
+    for falls in (1, 20, 30_000):  # however rare, a fall is not the expert's
+        assert g.terminal_logits(torch.tensor([100, 0]), torch.tensor([32_000, falls]))[1] < -4
+
+
+def test_visits_are_counted_to_the_limit():
+    terminated = torch.tensor([[False, True], [True, False]])
+    counts = g.count_visits(4, torch.tensor([[9, 7], [5, 3]]), terminated)
+    assert counts.tolist() == [4, 12]
+
+
+@pytest.mark.parametrize("expert_ends", [True, False])
+def test_an_end_pays_if_it_is_the_experts(expert_ends):
+    """Whatever the form, and though the rewards are centered."""
+    rollout, disc = toy_rollout(), a_disc(23)
+    expert_visits = torch.tensor([100, 800]) if expert_ends else torch.tensor([100, 0])
+    if not expert_ends:
+        rollout["terminated"] = torch.ones(4, 3, dtype=torch.bool)  # the policy falls at every step
+    for form in ("softplus", "logit", "logsigmoid"):
+        normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
+        visits = {"expert": expert_visits, "policy": torch.zeros(2)}
+        rewards, _ = g.compute_rewards(rollout, disc, normalizers, visits, g.Args(reward_form=form))
+        better = rewards["absorbing"] > rewards["steps"].max()
+        assert better if expert_ends else rewards["absorbing"] < rewards["steps"].min()
+
+
+def test_the_value_of_an_end_is_that_of_the_absorbing_state():
+    """One environment that ends at every step: the advantage knows what comes after."""
+    seen, agent, rollout = {}, an_agent(hidden_size=16), toy_rollout(4, 1)
+    rollout["terminated"] = rollout["ended"] = torch.ones(4, 1, dtype=torch.bool)
+    optimizer, args = torch.optim.Adam(agent.parameters(), 1e-2), g.Args(gamma=0.5, num_minibatches=2, num_envs=1)
+    gae, values = g.compute_gae, agent.value(rollout["obs"]).detach()
+    try:
+        g.compute_gae = lambda *x: seen.setdefault("it", gae(*x))
+        rewards = {"steps": torch.full((4, 1), 2.0), "absorbing": 3.0}
+        g.update_policy(agent, optimizer, rollout, rewards, args, torch.Generator().manual_seed(0))
+    finally:
+        g.compute_gae = gae
+    np.testing.assert_allclose(seen["it"][1], np.full((4, 1), 2 + 0.5 * 3 / (1 - 0.5)), rtol=1e-6)
+    np.testing.assert_allclose(seen["it"][0], 5 - values, rtol=1e-5)
+
+
+def test_rewards_that_are_no_numbers_stop_only_who_needs_them():
+    rollout, disc = toy_rollout(), a_disc(23)
+    rollout["env_reward"][0, 0] = math.nan
+    normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
+    rewards, _ = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args())
+    assert rewards["steps"].isfinite().all()
+    for source in ("env", "combined"):
+        with pytest.raises(g.UserError, match="use gail"):
+            g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args(reward_source=source))
 
 
 def test_a_constant_reward_does_not_become_a_huge_one():
     normalizer = g.RewardNormalizer()
     normalizer.update(torch.full((100, 64), 0.1))
-    assert normalizer.normalize(torch.full((2,), 0.1), center=False).abs().max() <= 100.1
-    assert normalizer.normalize(torch.full((2,), 0.1), center=True).abs().max() < 1e-3
+    assert normalizer.normalize(torch.full((2,), 0.1)).abs().max() < 1e-3
+    assert normalizer.normalize(torch.full((2,), 0.2)).abs().max() <= 100.1
 
 
 def test_discriminator_and_environment_see_the_clipped_action():
@@ -402,6 +557,14 @@ def test_discriminator_and_environment_see_the_clipped_action():
     np.testing.assert_array_equal(rollout["executed"], rollout["action"].clamp(-1, 1))
 
 
+def test_what_is_executed_is_in_the_environments_units():
+    task = a_task(action_dim=2, low=90.0, high=130.0) | {"actions": np.array([[100.0, 100], [120, 140]])}
+    agent = g.Agent(task, 8, torch.Generator().manual_seed(0))
+    executed = agent.execute(torch.tensor([[0.0, 0.0], [1.0, 1.0], [-9.0, 0.5]]))
+    np.testing.assert_allclose(executed, [[110, 120], [120, 130], [90, 130]])
+    np.testing.assert_allclose(agent.standardize_action(executed)[1], [1, 0.5])  # as D sees it
+
+
 def test_rollout_is_continuous_and_keeps_true_next_observations():
     envs, agent = g.BatchHalfCheetah(3, 5, 1), an_agent()
     episodes, generator = first_episodes(envs), torch.Generator().manual_seed(0)
@@ -410,7 +573,7 @@ def test_rollout_is_continuous_and_keeps_true_next_observations():
     assert ended[:, 0].nonzero().flatten().tolist() == [4, 9]
     same = (obs[1:] == next_obs[:-1]).all(-1)
     assert (same == ~ended[:-1]).all()
-    expected = g.gaussian_log_prob(first["action"], *agent.policy(agent.standardize(first["obs"])))
+    expected = g.gaussian_log_prob(first["action"], *agent.gaussian(agent.actor(first["obs"])))
     np.testing.assert_allclose(first["log_prob"], expected.detach(), rtol=1e-4, atol=1e-4)
     rewards = torch.cat([first["env_reward"], second["env_reward"]]).double()
     np.testing.assert_allclose(episodes["return"], rewards[10:].sum(0), atol=1e-5)
@@ -427,15 +590,15 @@ def test_collecting_leaves_the_number_of_threads_as_it_was():
 def test_policy_update_moves_towards_better_actions_and_learns_the_value():
     generator, agent, rollout = torch.Generator().manual_seed(0), an_agent(hidden_size=16), toy_rollout(32, 16)
     with torch.no_grad():
-        mean, log_std = agent.policy(rollout["obs"])
+        mean, log_std = agent.gaussian(agent.actor(rollout["obs"]))
         rollout["action"] = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
         rollout["log_prob"] = g.gaussian_log_prob(rollout["action"], mean, log_std)
-    rewards = rollout["action"][..., 0] + 5  # the larger the first action, the better
+    rewards = {"steps": rollout["action"][..., 0] + 5, "absorbing": 0.0}  # the larger the first action, the better
     args = g.Args(gamma=0.0, update_epochs=20, num_minibatches=4)
     optimizer = torch.optim.Adam(agent.parameters(), 3e-3)
     log = g.update_policy(agent, optimizer, rollout, rewards, args, generator)
     with torch.no_grad():
-        shift = (agent.policy(rollout["obs"])[0] - mean).mean((0, 1))
+        shift = (agent.gaussian(agent.actor(rollout["obs"]))[0] - mean).mean((0, 1))
         assert (agent.value(rollout["obs"]) - 5).abs().mean() < 1.5
     assert shift[0] > 0.1 and shift[0] > 3 * shift[1:].abs().max()
     assert log["losses/approx_kl"] > 0
@@ -445,7 +608,7 @@ def test_the_value_learns_the_discounted_return():
     agent, rollout, generator = an_agent(hidden_size=16), toy_rollout(8, 4), torch.Generator().manual_seed(0)
     optimizer, args = torch.optim.Adam(agent.parameters(), 1e-2), g.Args(gamma=0.5, num_minibatches=2)
     for _ in range(20):
-        g.update_policy(agent, optimizer, rollout, torch.ones(8, 4), args, generator)
+        g.update_policy(agent, optimizer, rollout, {"steps": torch.ones(8, 4), "absorbing": 0.0}, args, generator)
     assert agent.value(rollout["obs"]).mean().item() == pytest.approx(1 / (1 - 0.5), abs=0.2)
 
 
@@ -454,11 +617,11 @@ def test_entropy_bonus_widens_a_policy_that_nothing_else_moves(ent_coef, monkeyp
     agent, rollout = an_agent(hidden_size=16), toy_rollout(8, 4)
     args = g.Args(ent_coef=ent_coef, num_minibatches=2)
     monkeypatch.setattr(g, "ppo_policy_loss", lambda log_ratio, advantages, clip: 0 * log_ratio.sum())
-    before = agent.policy(rollout["obs"])[1].detach()
+    before = agent.gaussian(agent.actor(rollout["obs"]))[1].detach()
     optimizer = torch.optim.Adam(agent.parameters(), 1e-3)
-    rewards = rollout["env_reward"]
+    rewards = {"steps": rollout["env_reward"], "absorbing": 0.0}
     g.update_policy(agent, optimizer, rollout, rewards, args, torch.Generator().manual_seed(0))
-    change = (agent.policy(rollout["obs"])[1] - before).detach()
+    change = (agent.gaussian(agent.actor(rollout["obs"]))[1] - before).detach()
     assert (change > 1e-3).all() if ent_coef else (change == 0).all()
 
 
@@ -466,9 +629,13 @@ def test_cloning_fits_the_demonstrated_actions():
     generator, agent = torch.Generator().manual_seed(0), an_agent(hidden_size=64)
     obs = torch.randn(300, 17, generator=generator)
     actions = torch.tanh(obs[:, :6])
-    before = (agent.policy(obs)[0] - actions).square().mean().item()
+    before = (agent.gaussian(agent.actor(obs))[0] - actions).square().mean().item()
     g.clone_behaviour(agent, obs, actions, generator)
-    assert (agent.policy(obs)[0] - actions).square().mean().item() < 0.1 * before
+    assert (agent.gaussian(agent.actor(obs))[0] - actions).square().mean().item() < 0.1 * before
+    agent = an_agent(17, 2, hidden_size=64, discrete=True)
+    index = (obs[:, 0] > 0).long()
+    g.clone_behaviour(agent, obs, nn.functional.one_hot(index, 2).float(), generator)
+    assert (agent.actor(obs).argmax(-1) == index).float().mean() > 0.95
 
 
 # Whole runs
@@ -482,7 +649,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
     assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
-    assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/vs_demos"])
+    assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/normalized_score"])
     assert "steps_to_90" not in summary
     courses = np.load(tmp_path / "a/evaluation.npz")
     assert courses["mean_action"].shape == courses["sampled"].shape == (100, 4)
@@ -493,7 +660,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     "flags",
     [
         ["--reward-source", "env"],
-        ["--reward-source", "combined", "--no-center-reward"],
+        ["--reward-source", "combined"],
         ["--reward-form", "logit", "--grad-penalty-coef", "0"],
         ["--bc-warm-start", "--burn-in-steps", "20", "--num-demos", "1"],
         ["--disc-interval", "2", "--reward-form", "logsigmoid", "--no-normalize-reward"],
@@ -517,9 +684,7 @@ def test_demonstrations_of_double_precision_train(tmp_path):
     np.savez(tmp_path / "double.npz", **fields | {"metadata": json.dumps(metadata)})
     run(tmp_path, "double", "--demos", str(tmp_path / "double.npz"))
     run(tmp_path, "single")
-    double, single = (
-        torch.load(tmp_path / x / "policy.pt", weights_only=True)["agent"] for x in ("double", "single")
-    )
+    double, single = (torch.load(tmp_path / x / "policy.pt", weights_only=True)["agent"] for x in ("double", "single"))
     assert all(torch.equal(double[name], single[name]) for name in single)
 
 
@@ -583,15 +748,26 @@ def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys):
 
 def test_a_saved_policy_is_the_network_and_its_normalization(tmp_path):
     obs = np.random.default_rng(0).normal(size=(9, 17)) * 20
-    demo_obs = np.random.default_rng(1).normal(3, 2, (50, 17))
-    agent = g.Agent(demo_obs, -np.ones(6), np.full(6, 2.0), 16, torch.Generator().manual_seed(0))
+    demo_obs, demo_actions = (
+        np.random.default_rng(1).normal(3, 2, (50, 17)),
+        np.random.default_rng(2).normal(1, 9, (50, 6)),
+    )
+    task = a_task(high=2.0) | {"obs": demo_obs, "actions": demo_actions}
+    agent = g.Agent(task, 16, torch.Generator().manual_seed(0))
     agent.actor[-1].weight.data *= 100
-    saved = {"kind": "gail_ppo policy", "hidden_size": 16, "agent": agent.state_dict(), "env_id": "x"}
+    saved = {
+        "kind": "gail_ppo policy",
+        "hidden_size": 16,
+        "agent": agent.state_dict(),
+        "env_id": "x",
+        "discrete": False,
+    }
     g.save_atomically(saved, tmp_path / "policy.pt")
     loaded, _ = g.load_agent(str(tmp_path / "policy.pt"))
     np.testing.assert_array_equal(loaded.act(obs), agent.act(obs))
-    x = ((obs - demo_obs.mean(0)) / (demo_obs.std(0) + 1e-3)).clip(-10, 10)
+    x = ((obs - demo_obs.mean(0)) / demo_obs.std(0)).clip(-10, 10)
     mean = agent.actor(torch.tensor(x, dtype=torch.float32))[:, :6].detach().numpy()
+    mean = demo_actions.mean(0) + demo_actions.std(0) * mean
     np.testing.assert_allclose(agent.act(obs), mean.clip(-1, 2), rtol=1e-4, atol=1e-5)
     assert (agent.act(obs) == -1).any() and (agent.act(obs) == 2).any()
     sampled = [agent.act(obs, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
@@ -632,22 +808,6 @@ def test_rewards_may_be_whole_numbers(demo_file):
     assert demos["returns"].sum() == np.arange(12).sum()
 
 
-def test_an_early_end_is_warned_of(tmp_path, monkeypatch):
-    collect = g.collect
-
-    def with_ends(*args):
-        rollout, log = collect(*args)
-        rollout["terminated"][0] = True
-        return rollout, log
-
-    monkeypatch.setattr(g, "collect", with_ends)
-    with pytest.warns(UserWarning, match="--no-center-reward"):
-        run(tmp_path, "a", "--total-timesteps", "800")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        run(tmp_path, "b", "--total-timesteps", "800", "--no-center-reward")
-
-
 def test_flags_reach_the_loop(tmp_path):
     """D rests between its updates, burns in once, and the step size falls linearly, or not at all."""
     flags = ["--num-envs", "4", "--total-timesteps", "3200", "--disc-interval", "3"]
@@ -661,23 +821,133 @@ def test_flags_reach_the_loop(tmp_path):
     assert {row["charts/learning_rate"] for row in rows_of(tmp_path / "b")[:8]} == {"0.002"}
 
 
-@pytest.mark.parametrize("reward", [0.0, -1.0, None])
-def test_no_share_of_demonstrations_that_earn_nothing(tmp_path, demo_file, capsys, reward):
-    rewards = None if reward is None else np.full(12, reward, np.float32)
-    metadata = {"format_version": 1, "env_id": "HalfCheetah-v4", "max_episode_steps": 100, "expert_return_mean": 0}
-    path = demo_file(rewards=rewards, metadata=json.dumps(metadata))
-    run(tmp_path, "a", "--demos", path, "--num-envs", "4", "--total-timesteps", "1600")
-    shown, summary = capsys.readouterr().out, json.loads((tmp_path / "a/summary.json").read_text())
-    assert "mean action" in shown
-    assert not {"eval/vs_demos", "eval/vs_expert"} & summary.keys()
-    assert "steps_to_90" not in summary
+def test_score_is_0_for_random_actions_and_1_for_the_demonstrations():
+    demos = {"returns": np.array([-150.0, -130.0]), "random_return": -1200.0}
+    for mean, score in ((-1200.0, 0.0), (-140.0, 1.0), (-670.0, 0.5)):
+        metrics = g.return_metrics(np.array([mean - 1, mean + 1]), demos)
+        assert metrics == pytest.approx(
+            {"eval/return_mean": mean, "eval/return_std": 1.0, "eval/normalized_score": score}
+        )
+    for demos_return in (-1300.0, math.nan):  # no better than random actions; unknown
+        demos["returns"] = np.array([demos_return])
+        assert "eval/normalized_score" not in g.return_metrics(np.ones(2), demos)
+    assert g.return_metrics(np.array([1.0, math.nan]), demos) == {}
+
+
+class Falls(gym.Env):
+    """One number that the action moves; below 0 it has fallen. `reward` is what each step pays."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (1,)), gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, reward=1.0, bad_step=None, discrete=False, render_mode=None):
+        self.reward, self.bad_step, self.discrete = reward, bad_step, discrete
+        if discrete:
+            self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(0, 1, 1).astype(np.float32), 0
+        return self.x.copy(), {}
+
+    def step(self, action):
+        self.t += 1
+        self.x = np.clip(self.x + 0.2 * (2 * action - 1 if self.discrete else action), -9, 9).astype(np.float32)
+        obs = np.full(1, np.nan, np.float32) if self.t == self.bad_step else self.x.copy()
+        return obs.reshape(1), self.reward, bool(self.x[0] < 0), False, {}
+
+
+for name, kwargs in (
+    ("Falls", {}),
+    ("NanReward", {"reward": math.nan}),
+    ("NoneReward", {"reward": None}),
+    ("NanObs", {"bad_step": 17}),
+    ("Discrete", {"discrete": True}),
+):
+    gym.register(f"tests/{name}-v0", Falls, kwargs=kwargs, max_episode_steps=50)
+
+
+@pytest.fixture
+def falls_demos(demo_file):
+    """Demonstrations that never fall: a function of the environment's name that writes them."""
+
+    def write(name, **changes):
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-1, 1, (100, 1)).astype(np.float32)
+        fields = {"observations": rng.uniform(0, 1, (102, 1)).astype(np.float32), "actions": actions}
+        fields |= {"rewards": np.ones(100, np.float32), "lengths": np.array([50, 50])}
+        if name == "Discrete":
+            fields["actions"] = (actions[:, 0] > 0).astype(np.int64)
+        fields |= {"terminated": np.zeros(2, bool), "truncated": np.ones(2, bool)}
+        metadata = {"env_id": f"tests/{name}-v0", "max_episode_steps": 50}
+        path = demo_file(f"{name}.npz", metadata=json.dumps(metadata), **fields | changes)
+        return ["--env-id", f"tests/{name}-v0", "--demos", path]
+
+    return write
+
+
+def test_runs_with_ends_checkpoint_what_ends_pay(tmp_path, falls_demos):
+    summary = run(tmp_path, "a", *falls_demos("Falls"))
+    visits = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["visits"]
+    assert visits["expert"].tolist() == [100, 0] and visits["policy"].min() > 0
+    assert math.isfinite(summary["eval/normalized_score"])
+
+
+@pytest.mark.parametrize("name", ["NanReward", "NoneReward"])
+def test_an_environment_without_rewards_trains_and_says_so_once(tmp_path, falls_demos, capsys, name):
+    summary, shown = run(tmp_path, "a", *falls_demos(name)), capsys.readouterr().out
+    assert shown.count("gives no rewards") == 1
+    assert not [key for key in summary if "return" in key or "score" in key]
+    rows = rows_of(tmp_path / "a")
+    assert len(rows) == 4 and "eval/return_mean" not in rows[0] and "reward/env_mean" not in rows[0]
+    assert math.isfinite(float(rows[-1]["disc/loss"]))
+
+
+def test_observations_that_are_no_numbers_are_named(tmp_path, falls_demos, capsys):
+    message = mistake(capsys, *TINY, *falls_demos("NanObs"), "--output-dir", str(tmp_path))
+    assert "dimension 0 of an observation is nan at step 17" in message
+
+
+def test_discrete_actions_train_resume_and_evaluate(tmp_path, falls_demos, capsys):
+    flags = falls_demos("Discrete")
+    run(tmp_path, "a", *flags, "--bc-warm-start")
+    g.main(["--resume", str(tmp_path / "a/checkpoint.pt"), "--total-timesteps", "4800"])
+    capsys.readouterr()
+    g.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "4"])
+    assert "sampled" in capsys.readouterr().out
+
+
+def test_environments_are_closed(tmp_path, falls_demos, monkeypatch):
+    opened = []
+    monkeypatch.setattr(Falls, "__init__", lambda self, render_mode=None: opened.append(1))
+    monkeypatch.setattr(Falls, "discrete", False, raising=False)
+    monkeypatch.setattr(Falls, "reward", 1.0, raising=False)
+    monkeypatch.setattr(Falls, "bad_step", None, raising=False)
+    monkeypatch.setattr(Falls, "close", lambda self: opened.pop())
+    run(tmp_path, "a", *falls_demos("Falls"))
+    assert opened == []
+
+
+def test_runs_in_a_thread(tmp_path):
+    """A sweep agent's function, a web server or a notebook may be the caller."""
+    thread = threading.Thread(target=run, args=(tmp_path, "a", "--total-timesteps", "800"))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "a/summary.json").exists()
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(g.time, "strftime", lambda form: "now")
+    args = g.Args(env_id="my_module:tests/Falls-v0", output_dir=str(tmp_path))
+    folders = [g.open_run("gail_ppo", args, None) for _ in range(3)]
+    assert len({folder.name for folder in folders}) == 3
+    assert all(folder.parent == tmp_path and ":" not in folder.name for folder in folders)
 
 
 def test_gail_beats_a_third_of_the_demonstrations_in_150k_steps(tmp_path):
     flags = ["--total-timesteps", "150000", "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "learn"]
     g.main([*flags, "--anneal-lr=False", "--eval-episodes", "20"])
     summary = json.loads((tmp_path / "learn/summary.json").read_text())
-    assert summary["eval/vs_demos"] > 1 / 3
+    assert summary["eval/normalized_score"] > 1 / 3
 
 
 def test_runs_alone_beside_data(tmp_path):
@@ -694,17 +964,19 @@ def test_runs_alone_beside_data(tmp_path):
 
 def test_discriminator_sees_actions_as_executed(tmp_path, monkeypatch):
     """Beyond the bounds a sampled action would give the policy away."""
-    seen, pairs = [], g.Discriminator.pairs
+    seen, forward = [], g.Discriminator.forward
 
-    def noted(self, obs, executed):
-        seen.append(executed)
-        return pairs(self, obs, executed)
+    def noted(self, x):
+        seen.append(x.detach())
+        return forward(self, x)
 
-    monkeypatch.setattr(g.Discriminator, "pairs", noted)
+    monkeypatch.setattr(g.Discriminator, "forward", noted)
+    monkeypatch.setattr(g, "INITIAL_LOG_STD", 1.0)
     run(tmp_path, "a", "--total-timesteps", "800")
-    assert len(seen) == 3  # expert, policy for the update, policy for the reward
-    assert all(executed.abs().max() <= 1 for executed in seen)
-    assert seen[1].abs().max() == 1
+    agent = torch.load(tmp_path / "a/policy.pt", weights_only=True)["agent"]
+    mean, std = agent["standardize_action.mean"], agent["standardize_action.std"]
+    rollout = seen[-1][..., 17:] * std + mean  # what the rewards are computed from
+    assert rollout.abs().max() <= 1 + 1e-6 and (rollout.abs() > 0.999).float().mean() > 0.2
 
 
 # Users' mistakes: one sentence, exit code 2, nothing left behind
@@ -765,9 +1037,17 @@ def test_cuda_without_a_gpu_is_an_error(capsys):
         ("terminated", None, "'terminated' is missing"),
         ("lengths", np.array([], np.int64), "episode"),
         ("lengths", np.array([5, 0, 7]), "episode"),
+        ("lengths", np.array([12.0]), "(E,) whole numbers"),
+        ("terminated", np.zeros(3), "'terminated' is float64 of shape (3,), expected (E,) bool"),
+        ("rewards", np.zeros(13), "expected 12 rows"),
+        (
+            "metadata",
+            json.dumps({"env_id": "HalfCheetah-v4", "max_episode_steps": 4}),
+            "5 steps, but max_episode_steps is 4",
+        ),
         ("metadata", None, "'metadata' is missing"),
         ("metadata", json.dumps({"env_id": "HalfCheetah-v4"}), "'max_episode_steps' is missing"),
-        ("metadata", json.dumps({"env_id": "Hopper-v4"}), "Hopper-v4"),
+        ("metadata", json.dumps({"env_id": "Hopper-v4", "max_episode_steps": 9}), "Hopper-v4"),
         ("metadata", "{", "Expecting property name"),
     ],
 )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,8 @@ def rows_of(run_dir) -> list[dict]:
 # Windows
 
 
-AS_IT_IS = SimpleNamespace(standardize=lambda x: x)  # stands for a discriminator
+# stands for an agent that does not standardize
+AS_IT_IS = SimpleNamespace(low=torch.zeros(1), standardize=lambda x: x, standardize_action=lambda x: x)
 
 
 def play(lengths, dim=2, seed=0):
@@ -79,11 +81,16 @@ def slow_windows(states, actions, seq_len, use_actions, look_ahead=False):
     return torch.stack(windows)
 
 
-def windows_of(rollouts: list[dict], seq_len, use_actions=False, disc=AS_IT_IS):
+def windows_of(rollouts: list[dict], seq_len, use_actions=False):
     """The script's windows of successive rollouts: (L, N, K, X)."""
     episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
-    cut = [s.gather_windows(*s.cut_windows(x, episodes, disc, args)) for x in rollouts]
-    return torch.cat(cut)
+    return torch.cat([s.gather_windows(*s.cut_windows(x, episodes, args)) for x in rollouts])
+
+
+def an_agent(demos) -> s.Agent:
+    """The agent of loaded demonstrations of HalfCheetah; completes them as the script does."""
+    s.match_demos(demos, s.make_envs(demos, 1, 1))
+    return s.Agent(demos, 8, torch.Generator().manual_seed(0))
 
 
 def test_the_windows_of_four_steps():
@@ -121,7 +128,7 @@ def test_windows_of_environments_of_different_ages_equal_a_slow_loop(trial):
     episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
     expected = torch.stack(expected, dim=1).split(rollout_steps)
     for piece, wanted in zip(pieces(rollout, rollout_steps), expected):
-        tokens, index = s.cut_windows(piece, episodes, AS_IT_IS, args)
+        tokens, index = s.cut_windows(piece, episodes, args)
         assert torch.equal(s.gather_windows(tokens, index), wanted)
         torch.testing.assert_close(disc.score(tokens.double(), index), disc(wanted.double()))
 
@@ -133,36 +140,39 @@ def test_expert_windows_come_from_the_same_function(demo_file, use_actions):
     episodes = np.split(demos["observations"], np.cumsum(demos["lengths"] + 1)[:-1])
     actions = np.split(demos["actions"], np.cumsum(demos["lengths"])[:-1])
     as_tensors = [[torch.tensor(x) for x in arrays] for arrays in (episodes, actions)]
-    rollout = s.as_rollout(demos, demos["actions"], "cpu")
+    rollout = s.as_rollout(demos, AS_IT_IS, use_actions)
+    assert ("executed" in rollout) is use_actions
     windows = windows_of([rollout], 3, use_actions)[:, 0]
-    assert torch.equal(windows, slow_windows(*as_tensors, 3, use_actions))
+    assert torch.equal(windows.float(), slow_windows(*as_tensors, 3, use_actions))
 
 
 def test_demonstrations_of_double_precision_become_the_same_rollout(demo_file):
     fields = make_demo_fields()
     double = {name: fields[name].astype(np.float64) for name in ("observations", "actions")}
     demos = [s.load_demos(s.Args(demos=demo_file(**x)), ["actions"]) for x in ({}, double)]
-    one, other = (s.as_rollout(x, x["actions"], "cpu") for x in demos)
+    one, other = (s.as_rollout(x, an_agent(x), True) for x in demos)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert one["obs"].dtype == torch.float32
+    assert one["obs"].dtype == one["next_obs"].dtype == one["executed"].dtype == torch.float32
 
 
-def test_tokens_are_standardized_and_no_action_led_to_a_first_state():
-    _, _, rollout = play([4, 6])
-    data = torch.cat([rollout["obs"], rollout["executed"]], dim=-1)[:, 0].numpy() * 2 + 5
-    disc = s.MLPDiscriminator(data, 3, 8, torch.Generator())
-    plain, windows = (windows_of([rollout], 3, True, x) for x in (AS_IT_IS, disc))
-    mean, std = (torch.tensor(x) for x in (data.mean(0), data.std(0) + 1e-3))
-    torch.testing.assert_close(windows[..., :2], ((plain - mean) / std)[..., :2])
-    first = torch.zeros(10, 1, 3, dtype=torch.bool)
+def test_tokens_are_standardized_and_no_action_led_to_a_first_state(demo_file):
+    """By the statistics of the states that an action answered, and of the actions."""
+    fields = make_demo_fields((4, 6))
+    shifted = {"observations": 2 * fields["observations"] + 500, "actions": 0.1 * fields["actions"] + 0.5}
+    demos = s.load_demos(s.Args(demos=demo_file(make={"lengths": (4, 6)}, **shifted)), ["actions"])
+    agent = an_agent(demos)
+    plain, windows = (windows_of([s.as_rollout(demos, x, True)], 3, True) for x in (AS_IT_IS, agent))
+    data = np.concatenate([np.delete(shifted["observations"], [4, 11], axis=0), shifted["actions"]], axis=1)
+    mean, std = (torch.tensor(x) for x in (data.mean(0, dtype=float), data.std(0, dtype=float)))
+    standardized, first = (plain - mean) / std, torch.zeros(10, 1, 3, dtype=torch.bool)
     first[[0, 1, 4, 5], 0, 0] = first[[0, 4], 0, 1] = True
-    standardized = ((plain - mean) / std)[..., 2].masked_fill(first, 0.0)
-    torch.testing.assert_close(windows[..., 2], standardized)
+    standardized[..., 17:].masked_fill_(first.unsqueeze(-1), 0.0)
+    torch.testing.assert_close(windows, standardized.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_later_state_changes_no_earlier_reward():
     _, _, rollout = play([12])
-    disc = s.MLPDiscriminator(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0))
+    disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
     changed = {name: x.clone() for name, x in rollout.items()}
     changed["obs"][8], changed["next_obs"][7] = 5.0, 5.0  # the state after step 7
     before, after = (disc(windows_of([x], 3))[:, 0] for x in (rollout, changed))
@@ -180,7 +190,7 @@ def test_the_patch_looks_ahead_and_changes_nothing_else(tmp_path, monkeypatch):
     ahead = importlib.import_module("looking_ahead")
     states, actions, rollout = play([5, 3, 9])
     for args in (ahead.Args(seq_len=4, look_ahead=True), ahead.Args(seq_len=4)):
-        windows = ahead.gather_windows(*ahead.cut_windows(rollout, {}, AS_IT_IS, args))[:, 0]
+        windows = ahead.gather_windows(*ahead.cut_windows(rollout, {}, args))[:, 0]
         assert torch.equal(windows, slow_windows(states, actions, 4, False, args.look_ahead))
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path)]
     flags += ["--seq-len", "3", "--discriminator", "transformer", "--total-timesteps", "800"]
@@ -195,7 +205,7 @@ def test_the_patch_looks_ahead_and_changes_nothing_else(tmp_path, monkeypatch):
 
 
 def random_transformer(seq_len, dim=3):
-    disc = s.TransformerDiscriminator(np.zeros((1, dim)), seq_len, 16, torch.Generator())
+    disc = s.TransformerDiscriminator(dim, seq_len, 16, torch.Generator())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in disc.parameters():
@@ -232,10 +242,10 @@ def test_the_transformer_equals_a_slow_loop(seq_len):
 def test_one_pass_equals_scoring_windows_one_by_one(seq_len, rollout_steps):
     disc, episodes = random_transformer(seq_len), {}
     _, _, rollout = play([5, 3, 9, 1, 6])
-    mlp = s.MLPDiscriminator(np.zeros((1, 3)), seq_len, 16, torch.Generator()).double()
+    mlp = s.MLPDiscriminator(3, seq_len, 16, torch.Generator()).double()
     args = s.Args(seq_len=seq_len, use_actions=True)
     for piece in pieces(rollout, rollout_steps):
-        tokens, index = s.cut_windows(piece, episodes, AS_IT_IS, args)
+        tokens, index = s.cut_windows(piece, episodes, args)
         tokens = tokens.double()
         windows = s.gather_windows(tokens, index)
         for network in (disc, mlp):
@@ -245,19 +255,19 @@ def test_one_pass_equals_scoring_windows_one_by_one(seq_len, rollout_steps):
 def test_transformer_reads_its_oldest_state_and_nothing_beyond():
     disc, args = random_transformer(4), s.Args(seq_len=4)
     _, _, rollout = play([20], dim=3)
-    tokens, index = s.cut_windows(rollout, {}, AS_IT_IS, args)
+    tokens, index = s.cut_windows(rollout, {}, args)
     before = disc.score(tokens.double(), index)[10]
     for step, moves in ((8, True), (7, False)):  # step 10's window holds states 8, 9, 10 and 11
         changed = {name: x.clone() for name, x in rollout.items()}
         changed["obs"][step] += 1.0
         changed["next_obs"][step - 1] += 1.0
-        tokens, index = s.cut_windows(changed, {}, AS_IT_IS, args)
+        tokens, index = s.cut_windows(changed, {}, args)
         assert (disc.score(tokens.double(), index)[10] != before).item() is moves
 
 
 def test_an_untrained_transformer_heeds_the_latest_tokens_most():
     generator = torch.Generator().manual_seed(0)
-    disc = s.TransformerDiscriminator(np.zeros((1, 3)), 8, 32, generator)
+    disc = s.TransformerDiscriminator(3, 8, 32, generator)
     windows = torch.randn(200, 8, 3, generator=generator).requires_grad_(True)
     (grad,) = torch.autograd.grad(disc(windows).sum(), windows)
     influence = grad.norm(dim=-1).mean(0)  # of each token on its window's logit, the oldest first
@@ -266,7 +276,7 @@ def test_an_untrained_transformer_heeds_the_latest_tokens_most():
 
 def test_no_weight_of_an_untrained_transformer_is_a_denormal_number():
     """Some CPUs multiply those many times slower than others."""
-    biases = s.TransformerDiscriminator(np.zeros((1, 3)), 100, 32, torch.Generator()).distance_bias
+    biases = s.TransformerDiscriminator(3, 100, 32, torch.Generator()).distance_bias
     assert torch.softmax(biases, -1).min() > 1e6 * torch.finfo(torch.float32).tiny
 
 
@@ -277,7 +287,7 @@ def test_transformer_tells_the_order_of_its_tokens():
 
 @pytest.mark.parametrize("kind", [s.MLPDiscriminator, s.TransformerDiscriminator])
 def test_window_gradient_penalty_equals_finite_differences(kind):
-    disc = kind(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0)).double()
+    disc = kind(2, 3, 8, torch.Generator().manual_seed(0)).double()
     expert, policy = torch.randn(2, 1, 3, 2, dtype=torch.float64)
     mix = torch.full((1, 1, 1), 0.3, dtype=torch.float64)
     x = 0.3 * expert + 0.7 * policy
@@ -301,7 +311,9 @@ def rollout_of(windows) -> dict:
     """A rollout of one step in B environments whose windows are those (B, K, X)."""
     index = torch.arange(windows.shape[1]).expand(1, len(windows), -1)
     rollout = {"tokens": windows.transpose(0, 1), "window": index}
-    return rollout | {"env_reward": torch.full((1, len(windows)), 7.0)}
+    rollout |= {"env_reward": torch.full((1, len(windows)), 7.0)}
+    rollout["terminated"] = torch.zeros(1, len(windows), dtype=torch.bool)
+    return rollout | {"steps_left": torch.zeros(1, len(windows), dtype=torch.int64)}
 
 
 def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
@@ -315,7 +327,7 @@ def test_dynamics_are_told_apart_by_two_states_and_not_by_one():
             angles = angle + direction * 0.5 * torch.arange(seq_len)
             windows.append(torch.stack([angles.cos(), angles.sin()], -1))
         expert, policy = windows
-        disc = s.MLPDiscriminator(np.zeros((1, 2)), seq_len, 32, generator)
+        disc = s.MLPDiscriminator(2, seq_len, 32, generator)
         optimizer = torch.optim.Adam(disc.parameters(), 3e-3)
         args = s.Args(disc_batch_size=128, grad_penalty_coef=0.0, disc_steps=300)
         rollout = rollout_of(policy)
@@ -334,7 +346,7 @@ def test_one_step_of_the_discriminator_equals_a_plain_one(kind):
     windows = torch.randn(2, 40, 3, 2, generator=torch.Generator().manual_seed(1))
     expert, policy = windows
     args = s.Args(disc_batch_size=16, disc_steps=2, grad_penalty_coef=0.5)
-    one, other = (kind(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0)) for _ in "ab")
+    one, other = (kind(2, 3, 8, torch.Generator().manual_seed(0)) for _ in "ab")
     optimizer = torch.optim.SGD(one.parameters(), 0.1)
     generator = torch.Generator().manual_seed(2)
     log = s.update_window_discriminator(one, optimizer, expert, rollout_of(policy), args, generator)
@@ -357,27 +369,69 @@ def test_one_step_of_the_discriminator_equals_a_plain_one(kind):
     assert log["disc/grad_penalty"] == pytest.approx(penalty.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("form", ["softplus", "logit", "logsigmoid"])
+# of D, the probability of *expert*
+PLAIN_REWARD = {
+    "softplus": lambda d: -torch.log(1 - d),
+    "logit": lambda d: torch.log(d / (1 - d)),
+    "logsigmoid": torch.log,
+}
+
+
+@pytest.mark.parametrize("form", PLAIN_REWARD)
 def test_rewards_are_those_of_the_windows_normalized(form):
     windows = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
-    disc = s.MLPDiscriminator(np.zeros((1, 2)), 3, 8, torch.Generator().manual_seed(0))
+    disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
     with torch.no_grad():
         d = torch.sigmoid(disc(windows))
-    plain = {"softplus": -torch.log(1 - d), "logit": torch.log(d / (1 - d)), "logsigmoid": d.log()}
-    plain, rollout = plain[form][None], rollout_of(windows)
-    deviation = plain.std(correction=0)
-    centered = (plain - plain.mean()) / deviation
-    for normalize, center, expected in (
-        (False, True, plain),
-        (True, True, centered),
-        (True, False, plain / deviation),
-    ):
-        args = s.Args(reward_form=form, normalize_reward=normalize, center_reward=center)
-        rewards, log = s.compute_window_rewards(rollout, disc, s.RewardNormalizer(), args)
-        torch.testing.assert_close(rewards, expected, rtol=1e-4, atol=1e-4)
+    plain, rollout = PLAIN_REWARD[form](d)[None], rollout_of(windows)
+    centered = (plain - plain.mean()) / plain.std(correction=0)
+    for normalize, expected in ((False, plain), (True, centered)):
+        args = s.Args(reward_form=form, normalize_reward=normalize)
+        visits = {"expert": torch.tensor([1e9, 0]), "policy": torch.tensor([1e9, 0])}  # nobody ends, that is sure
+        rewards, log = s.compute_window_rewards(rollout, disc, s.RewardNormalizer(), visits, args)
+        torch.testing.assert_close(rewards["steps"], expected, rtol=1e-4, atol=1e-4)
         assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), abs=1e-5)
         assert log["reward/gail_std"] == pytest.approx(plain.std().item(), abs=1e-5)
         assert log["reward/env_mean"] == 7.0
+
+
+def slow_rewards(form, logits, expert, policy):
+    """Bayes: the odds that a window is the expert's, times how much oftener the expert is at a window at all. `expert`
+    and `policy` count steps and absorbing ones."""
+    seen = (policy[0] + 0.5) / (sum(policy) + 1)
+    share = (expert[0] + seen) / (sum(expert) + 1), seen
+    odds = logits.double().exp() * share[0] / share[1]
+    absorbing = torch.tensor((1 - share[0]) / (2 - sum(share)), dtype=torch.float64)
+    return PLAIN_REWARD[form](odds / (1 + odds)), PLAIN_REWARD[form](absorbing).item()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("form", PLAIN_REWARD)
+@pytest.mark.parametrize("expert", [(120, 880), (1000, 0)])
+@pytest.mark.parametrize("policy_ends", [True, False])
+def test_absorbing_reward_is_that_of_a_discriminator_that_counts(policy_ends, expert, form, normalize):
+    """Over two rollouts; of the first, 9 tenths count at the second."""
+    windows = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
+    disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
+    logits, rollout, normalizer = disc(windows)[None].detach(), rollout_of(windows), s.RewardNormalizer()
+    rollout["steps_left"] += 60  # they count where an episode is terminated
+    rollout["terminated"][0, [3, 7]] = policy_ends
+    visits, seen = {"expert": torch.tensor(expert), "policy": torch.zeros(2)}, []
+    for rollouts in (1, 1.9):
+        args = s.Args(reward_form=form, normalize_reward=normalize)
+        rewards, _ = s.compute_window_rewards(rollout, disc, normalizer, visits, args)
+        policy = rollouts * 50, rollouts * 120 * policy_ends
+        expected, absorbing = slow_rewards(form, logits, expert, policy)
+        seen.append(expected)
+        if normalize:
+            mean, std = torch.cat(seen).mean(), torch.cat(seen).std(correction=0)
+            expected, absorbing = (expected - mean) / std, ((absorbing - mean) / std).item()
+        torch.testing.assert_close(rewards["steps"].double(), expected, rtol=1e-3, atol=1e-3)
+        assert rewards["absorbing"] == pytest.approx(absorbing, rel=1e-3)
+    if expert[1] and not policy_ends:  # to end as the expert does is better than anything else
+        assert rewards["absorbing"] > rewards["steps"].max()
+    if policy_ends and not expert[1]:
+        assert rewards["absorbing"] < rewards["steps"].min()
 
 
 # Whole runs
@@ -391,13 +445,15 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
     assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
-    assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/vs_demos"])
+    assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/normalized_score"])
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert (config["gamma"], config["gae_lambda"]) == (0.97, 0.9)  # for episodes of 100 steps
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--seq-len", "1", "--reward-form", "logit", "--no-center-reward"],
+        ["--seq-len", "1", "--reward-form", "logit"],
         ["--seq-len", "100", "--discriminator", "transformer"],
         ["--seq-len", "5", "--use-actions", "--discriminator", "transformer"],
         ["--seq-len", "3", "--use-actions", "--num-steps", "70", "--num-demos", "2"],
@@ -435,7 +491,7 @@ def test_demonstrations_of_a_body_with_other_actions(tmp_path, capsys):
     run(tmp_path, "a", "--demos", demos)
     assert (tmp_path / "a/summary.json").exists()
     flags = [*TINY, "--demos", demos, "--use-actions", "--output-dir", str(tmp_path / "runs")]
-    assert "each of its actions has shape (2,)" in mistake(capsys, *flags)
+    assert "each row of its actions has shape (2,)" in mistake(capsys, *flags)
     assert not (tmp_path / "runs").exists()
 
 
@@ -453,7 +509,8 @@ def test_actions_and_rewards_of_the_demonstrations_are_never_used(tmp_path):
 
 def test_discriminator_sees_actions_as_executed(tmp_path, monkeypatch):
     """Beyond the bounds a sampled action would give the policy away; so for the expert."""
-    demos, seen = states_alone(tmp_path, "wild.npz", actions=3 * np.load(DEMOS)["actions"]), []
+    wild = 3 * np.load(DEMOS)["actions"].astype(np.float64)
+    demos, seen = states_alone(tmp_path, "wild.npz", actions=wild), []
     cut_windows = s.cut_windows
 
     def noted(rollout, *rest):
@@ -461,10 +518,14 @@ def test_discriminator_sees_actions_as_executed(tmp_path, monkeypatch):
         return cut_windows(rollout, *rest)
 
     monkeypatch.setattr(s, "cut_windows", noted)
-    run(tmp_path, "a", "--demos", demos, "--use-actions", "--total-timesteps", "800")
+    with pytest.warns(UserWarning, match="lie outside the bounds"):
+        run(tmp_path, "a", "--demos", demos, "--use-actions", "--total-timesteps", "800")
     expert, policy = seen
-    assert expert.abs().max() == policy.abs().max() == 1
-    assert expert.shape == (5000, 1, 6) and policy.shape == (100, 8, 6)
+    mean, std = wild.clip(-1, 1).mean(0), wild.clip(-1, 1).std(0)
+    np.testing.assert_allclose(expert[:, 0], (wild.clip(-1, 1) - mean) / std, atol=1e-4)
+    assert policy.shape == (100, 8, 6)
+    executed = policy.numpy() * std + mean
+    np.testing.assert_allclose([executed.min((0, 1)), executed.max((0, 1))], [[-1] * 6, [1] * 6], atol=1e-5)
 
 
 class Killed(Exception):
@@ -487,8 +548,9 @@ def kill_and_resume(tmp_path, monkeypatch, name, rollouts, *flags) -> None:
     s.main(["--resume", str(tmp_path / name / "checkpoint.pt")])
 
 
-@pytest.mark.parametrize("flags", [["--seq-len", "5", "--use-actions"],
-                                   ["--seq-len", "30", "--discriminator", "transformer"]])
+@pytest.mark.parametrize(
+    "flags", [["--seq-len", "5", "--use-actions"], ["--seq-len", "30", "--discriminator", "transformer"]]
+)
 def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
     """Rollouts of 60 steps end within episodes, so windows reach over the checkpoint."""
     flags = ["--num-steps", "60", *flags]
@@ -505,8 +567,8 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
     fields["terminated"], fields["truncated"] = np.ones(2, bool), np.zeros(2, bool)
     np.savez(tmp_path / "hopper.npz", **fields)
     flags = ["--env-id", "Hopper-v4", "--demos", str(tmp_path / "hopper.npz"), "--seq-len", "4"]
-    flags += ["--no-center-reward", "--num-envs", "4", "--num-steps", "40", "--checkpoint-interval"]
-    flags += ["320", "--total-timesteps", "960", "--eval-interval", "480"]
+    flags += ["--num-envs", "4", "--num-steps", "40", "--checkpoint-interval", "320"]
+    flags += ["--total-timesteps", "960", "--eval-interval", "480"]
     seen, cut_windows = [], s.cut_windows
 
     def noted(rollout, episodes, *rest):
@@ -521,6 +583,135 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
     pasts = [bool(episodes) and "window" in episodes for _, episodes in seen]
     assert pasts == [False, False, True, True, True, False, False, True, True, True]
     assert any(rollout["ended"].any() for rollout, _ in seen[1:])
+    visits = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["visits"]
+    assert visits["expert"].tolist() == [50, 80 + 70]
+    counts = slow_counts([x for x, _ in seen[1:3]]) + slow_counts([x for x, _ in seen[6:]])
+    expected = sum(0.9 ** (5 - i) * np.array(x) for i, x in enumerate(counts))
+    np.testing.assert_allclose(visits["policy"], expected, rtol=1e-5)
+    assert visits["policy"][1] > 0
+
+
+def slow_counts(rollouts) -> list[tuple[int, int]]:
+    """Steps, and those that were left of 100 where an episode was terminated, of each of successive rollouts."""
+    counts, lengths = [], np.zeros(rollouts[0]["ended"].shape[1], int)
+    for rollout in rollouts:
+        absorbing = 0
+        for terminated, ended in zip(rollout["terminated"].numpy(), rollout["ended"].numpy()):
+            lengths += 1
+            absorbing += (100 - lengths[terminated]).sum()
+            lengths[ended] = 0
+        counts.append((rollout["ended"].numel(), absorbing))
+    return counts
+
+
+def test_a_demonstration_of_one_step_among_longer_ones_trains(tmp_path, demo_file):
+    demos = demo_file(make={"lengths": (6, 1, 5)})
+    for discriminator in ("mlp", "transformer"):
+        flags = ["--demos", demos, "--seq-len", "6", "--discriminator", discriminator, "--use-actions"]
+        summary = run(tmp_path, discriminator, *flags, "--total-timesteps", "800")
+        assert math.isfinite(summary["eval/return_mean"])
+    with pytest.raises(s.UserError, match="the longest demonstration has 6 steps"):
+        s.train(s.parse_args(["--demos", demos, "--seq-len", "7"]))
+
+
+class Drift(gym.Env):
+    """A point that goes where the action, a flat box, tells it."""
+
+    def __init__(self, low, high):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+        self.action_space = gym.spaces.Box(np.float32(low), np.float32(high))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.normal(size=2).astype(np.float32)
+        return self.x.copy(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.x = (0.9 * self.x + action).astype(np.float32)
+        return self.x.copy(), -float(np.square(self.x).sum()), False, False, {}
+
+
+# name: low, high, and what standardizes actions that nobody recorded: mean, deviation
+DRIFTS = {
+    "Bounded": ([-2, 0], [4, 0.5], [1, 0.25], [3, 0.25]),
+    "Unbounded": ([-np.inf] * 2, [np.inf] * 2, [0, 0], [1, 1]),
+    "Half": ([0, -np.inf], [np.inf, 0.5], [0.5, -0.25], [0.5, 0.75]),
+}
+for name, (low, high, _, _) in DRIFTS.items():
+    gym.register(f"state_seq/{name}-v0", Drift, kwargs={"low": low, "high": high})
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_actions_that_nobody_recorded_are_standardized_by_their_bounds(tmp_path, demo_file, name):
+    metadata = json.dumps({"env_id": f"state_seq/{name}-v0", "max_episode_steps": 50})
+    path = demo_file(make={"obs_dim": 2, "lengths": (50, 50)}, actions=None, metadata=metadata)
+    run(tmp_path, "a", "--demos", path, "--env-id", f"state_seq/{name}-v0", "--total-timesteps", "800")
+    agent, _ = s.load_agent(tmp_path / "a/policy.pt")
+    low, high, mean, std = DRIFTS[name]
+    assert agent.low.tolist() == low and agent.high.tolist() == high
+    assert agent.standardize_action.mean.tolist() == mean and agent.standardize_action.std.tolist() == std
+    assert agent.execute(torch.zeros(2)).tolist() == mean
+    assert agent.execute(torch.full((2,), -9.0)).tolist() == [max(m - 9 * d, x) for m, d, x in zip(mean, std, low)]
+
+
+def cart_pole_demos(path) -> str:
+    """Twelve episodes of at most 60 steps; half of them push at random, and fall."""
+    env, rng = gym.make("CartPole-v1", max_episode_steps=60), np.random.default_rng(0)
+    fields = {name: [] for name in ("observations", "actions", "lengths", "terminated", "truncated")}
+    for episode in range(12):
+        obs, ended = env.reset(seed=episode)[0], False
+        fields["observations"].append(obs)
+        fields["lengths"].append(0)
+        while not ended:
+            action = rng.integers(2) if episode % 2 else int(obs[2] + obs[3] > 0)
+            obs, _, terminated, truncated, _ = env.step(action)
+            ended = terminated or truncated
+            fields["observations"].append(obs)
+            fields["actions"].append(action)
+            fields["lengths"][-1] += 1
+        fields["terminated"].append(terminated)
+        fields["truncated"].append(truncated)
+    assert 0 < sum(fields["terminated"]) < 12
+    metadata = json.dumps({"env_id": "CartPole-v1", "max_episode_steps": 60})
+    np.savez(path, metadata=metadata, **{name: np.array(x) for name, x in fields.items()})
+    return str(path)
+
+
+@pytest.mark.parametrize("use_actions", [False, True])
+def test_discrete_actions_train_resume_and_evaluate(tmp_path, monkeypatch, use_actions):
+    demos, seen, cut_windows = cart_pole_demos(tmp_path / "cart_pole.npz"), [], s.cut_windows
+
+    def noted(rollout, *rest):
+        tokens, index = cut_windows(rollout, *rest)
+        seen.append((rollout, s.gather_windows(tokens, index)))
+        return tokens, index
+
+    monkeypatch.setattr(s, "cut_windows", noted)
+    flags = ["--env-id", "CartPole-v1", "--demos", demos, "--seq-len", "3", "--total-timesteps", "1600"]
+    run(tmp_path, "a", *flags, *["--use-actions"] * use_actions)
+    (expert, expert_windows), *rollouts = seen
+    if use_actions:  # one-hot vectors have the mean 1/2 and the deviation 1/2
+        recorded = np.load(demos)["actions"]
+        np.testing.assert_array_equal(expert["executed"][:, 0], 2 * np.eye(2)[recorded] - 1)
+        assert torch.equal(expert_windows[:, :, -1, 4:], expert["executed"])
+    for rollout, windows in rollouts:
+        assert windows.shape == (100, 8, 3, 6 if use_actions else 4)
+        assert torch.equal(rollout["executed"], 2 * rollout["action"] - 1)
+        assert rollout["action"].sum(-1).eq(1).all() and 0.2 < rollout["action"].mean((0, 1))[0] < 0.8
+        assert rollout["terminated"].any()
+    before = rows_of(tmp_path / "a")
+    s.main(["--resume", str(tmp_path / "a/checkpoint.pt"), "--total-timesteps", "3200"])
+    rows = rows_of(tmp_path / "a")
+    assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
+    assert [row["disc/loss"] for row in rows[:2]] == [row["disc/loss"] for row in before]
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    assert 1 <= summary["eval/return_mean"] <= 60 and summary["env_steps"] == 3200
+    assert "eval/normalized_score" not in summary  # the set has no rewards
+    evaluation = dict(np.load(tmp_path / "a/evaluation.npz"))
+    s.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "4"])
+    again = np.load(tmp_path / "a/evaluation.npz")
+    assert all(np.array_equal(evaluation[name], again[name]) for name in evaluation)
 
 
 def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, capsys):
@@ -580,12 +771,13 @@ def mistake(capsys, *argv) -> str:
     ("flags", "named"),
     [
         (["--seq-len", "0"], "--seq-len is 0"),
-        (["--seq-len", "101"], "the shortest demonstration has 100 steps"),
+        (["--seq-len", "101"], "the longest demonstration has 100 steps"),
         (["--discriminator", "transformer", "--disc-hidden-size", "30"], "a multiple of 4"),
         (["--disc-batch-size", "-1"], "--disc-batch-size is -1"),
         (["--seed", "99999999999999999999"], "--seed"),
         (["--total-timesteps", "100"], "--total-timesteps"),
         (["--num-demos", "51"], "--num-demos"),
+        (["--gamma", "1"], "--gamma is 1.0"),
         (["--resume", "nowhere.pt"], "--resume"),
         (["--evaluate", "nowhere.pt"], "--evaluate"),
     ],
