@@ -14,9 +14,11 @@ that no demonstration shows (Ross & Bagnell 2010). Every result of imitation mus
 Details that matter:
 
  1. `--loss mse` fits a deterministic policy by mean squared error; `--loss nll` a Gaussian, with
-    one deviation for all states, by maximum likelihood. Both are judged by their mean action.
- 2. The deterministic policy ends in a tanh, as the expert does: most demonstrated actions lie near
-    the bounds, which a tanh meets by saturating.
+    one deviation for all states, by maximum likelihood; discrete actions have a categorical one,
+    by cross-entropy. All are judged by their likeliest action, the mean of a Gaussian.
+ 2. Losses are of standardized actions, so that units do not matter. The deterministic policy ends
+    in a tanh, as the expert does: most demonstrated actions lie near the bounds, which a tanh meets
+    by saturating.
  3. Whole episodes are held out for validation: neighbouring steps are nearly equal, so with steps
     of one episode on both sides the validation loss would be a second training loss.
  4. `bc/train_loss` and `bc/val_loss` are the same loss, of the same weights, each over its whole
@@ -24,8 +26,8 @@ Details that matter:
  5. Weight decay keeps the network from fitting the noise in the demonstrated actions. Without it
     a longer training makes the policy worse (benchmark/results/bc_short.csv).
  6. The slow policy is the Polyak average of the weights, evaluated and saved beside the other.
- 7. An episode *fell away* if it returned less than half of the demonstrations' mean, not of the
-    policy's own: a policy that mostly fails is no yardstick.
+ 7. An episode *fell away* if it returned less than halfway from random actions to the
+    demonstrations' mean, not the policy's own: a policy that mostly fails is no yardstick.
 
 Shapes: B batch, O observation, A action; L steps in E demonstrations; T steps of an episode.
 
@@ -62,7 +64,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
 
-INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
+INPUT_CLIP = 10.0  # standardized inputs and actions are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD = -0.5  # of the Gaussian policy
 
 
@@ -85,7 +87,8 @@ class Args:
     threads: int = 0  # threads of the physics (0: one per core)
 
     loss: Literal["mse", "nll"] = "mse"
-    """mean squared error of a deterministic policy, or negative log-likelihood of a Gaussian one"""
+    """mean squared error of a deterministic policy, or negative log-likelihood of a Gaussian one
+    (discrete actions: cross-entropy, whatever is given)"""
     gradient_steps: int = 4000  # minibatch steps of the whole run
     batch_size: int = 256  # (state, action) pairs in a minibatch
     learning_rate: float = 4e-3  # Adam step size
@@ -94,7 +97,7 @@ class Args:
     hidden_size: int = 256  # width of the hidden layers
     hidden_layers: int = 2  # number of hidden layers
     polyak: float = 0.99  # share of itself that the slow policy keeps at each gradient step
-    val_fraction: float = 0.1  # share of the demonstrated episodes held out for validation
+    val_fraction: float = 0.1  # share of the episodes held out for validation, rounded down
 
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
@@ -147,7 +150,7 @@ class Standardize(nn.Module):
 
 class Policy(nn.Module):
     """Action (..., A) of a standardized observation (..., O), standardized as well: of a
-    deterministic policy, squashed into the bounds if there are any, or the mean of a Gaussian one,
+    deterministic policy, squashed into the bounds and INPUT_CLIP, or the mean of a Gaussian one,
     which has a log deviation (A,). If actions are discrete, their logits. The state_dict has all
     that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"] (L, A), and the
     bounds demos["low"] and ["high"] (A,) of actions."""
@@ -157,19 +160,17 @@ class Policy(nn.Module):
         obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
         self.gaussian, self.discrete = gaussian, demos["discrete"]
         self.standardize = Standardize(demos["obs"])
-        self.standardize_action = Standardize(demos["actions"])
+        one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
+        self.standardize_action = Standardize(one_hot if self.discrete else demos["actions"])
         self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
         self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
         self.register_buffer("high", torch.as_tensor(demos["high"], dtype=torch.float32))
-        bounded = torch.isfinite(self.low).all() and torch.isfinite(self.high).all()
-        self.squashed = bool(bounded) and not gaussian and not self.discrete
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.squashed:
+        if self.gaussian or self.discrete:
             return self.net(x)
-        mean, std = self.standardize_action.mean, self.standardize_action.std
-        low, high = ((self.low - mean) / std).float(), ((self.high - mean) / std).float()
+        low, high = (self.standardize_action(b.nan_to_num()) for b in (self.low, self.high))
         return low + 0.5 * (torch.tanh(self.net(x)) + 1) * (high - low)
 
     @torch.inference_mode()
@@ -522,9 +523,9 @@ def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, thread
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
+        check_finite(obs, len(rewards))
         actions = policy.act(obs, generator) if policy else envs.action_space.sample()
         obs, reward, terminated, truncated, _ = envs.step(actions)
-        check_finite(obs, len(rewards) + 1)
         rewards.append(np.where(running, reward, 0.0))
         running &= ~(terminated | truncated)
     envs.close()
@@ -574,9 +575,11 @@ def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> li
     if policy.gaussian or policy.discrete:
         sampled = evaluate(policy, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        if np.isfinite(x).all():
-            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+    if not np.isfinite(mean).all():
+        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+    else:
+        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
     courses = {"behaviour cloning": mean}
     if args.compare_with:
         name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
@@ -621,13 +624,11 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
             summary["eval/return_sampled_mean"] = sampled.mean().item()
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        if isinstance(demos.get("expert_return_mean"), float):
+        if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
     summary |= counts | {"seconds": seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
-    if not evaluated:
-        print(f"  {args.env_id} gives no rewards, so nobody knows what the policy earns")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()

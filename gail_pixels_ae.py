@@ -304,9 +304,8 @@ class Networks(nn.Module):
             self.predictor = relu_mlp(sizes, generator)
             obs_dim = sight_dim + min(args.frame_stack - 1, 1) * ACTION_DIM
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
-        self.standardize_state = Standardize(states)
         if args.policy_obs == "state":
-            obs_dim = states.shape[1]
+            self.standardize_state, obs_dim = Standardize(states), states.shape[1]
         self.agent = GaussianAgent(obs_dim, args.hidden_size, generator)
         sizes = [features_dim, args.disc_hidden_size, args.disc_hidden_size, 1]
         self.disc = mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
@@ -1059,9 +1058,8 @@ def final_evaluation(nets, render, task: dict, args: Args, folder: Path) -> list
     mean, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 20_000, args)
     sampled, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 30_000, args, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        if np.isfinite(x).all():
-            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -1086,12 +1084,13 @@ def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, ru
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
-    best = max(evaluated, key=lambda row: row["eval/return_mean"])
-    summary["eval/return_sampled_mean"] = sampled.mean().item()
-    summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["eval/return_mean"])
+        summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+        summary["eval/return_sampled_mean"] = sampled.mean().item()
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        if isinstance(demos.get("expert_return_mean"), float):
+        if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
         high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
         twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]

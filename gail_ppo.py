@@ -786,9 +786,9 @@ def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads,
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
+        check_finite(obs, len(rewards))
         actions = agent.act(obs, generator) if agent else envs.action_space.sample()
         obs, reward, terminated, truncated, _ = envs.step(actions)
-        check_finite(obs, len(rewards) + 1)
         rewards.append(np.where(running, reward, 0.0))
         running &= ~(terminated | truncated)
     envs.close()
@@ -825,9 +825,11 @@ def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    for name, x in (("mean action", mean[-1]), ("sampled", sampled[-1])):
-        if np.isfinite(x).all():
-            print(f"  {name:12}{x.mean():9.1f} ± {x.std():.1f}")
+    if not np.isfinite(mean).all():
+        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+    else:
+        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
     return [mean[-1], sampled[-1]]
 
 
@@ -855,7 +857,7 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
     if "eval/normalized_score" in summary:
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
-        if isinstance(demos.get("expert_return_mean"), float):
+        if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
         high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
         twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
@@ -864,8 +866,6 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
-    if not evaluated:
-        print(f"  {args.env_id} gives no rewards, so nobody knows what the policy earns")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()

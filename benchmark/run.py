@@ -35,6 +35,7 @@ CURVE = ["global_step", "charts/episodic_return", "eval/return_mean", "disc/expe
 TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 
 # suite -> (variant, script, flags, seeds)
+FEW_STEPS = ["--total-timesteps", "300000"]
 TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
@@ -143,22 +144,30 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
     "endings": [  # falls and goals, with the default reward and horizon; sets: see the docs, and other_tasks.py
-        (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz"], THREE)
-        for name, env_id, demos in (
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one"),
-            ("MountainCarContinuous", "MountainCarContinuous-v0", "other_tasks/MountainCarContinuous-v0"),
-            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1"),
-            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1"),
+        (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz", *steps], THREE)
+        for name, env_id, demos, steps in (
+            ("MountainCarContinuous", "MountainCarContinuous-v0", "other_tasks/MountainCarContinuous-v0", FEW_STEPS),
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", []),
+            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", FEW_STEPS),
+            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", FEW_STEPS),
         )
-        for method, script in (("BC", "bc.py"), ("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py"))
+        for method, script in (
+            ("GAIL", "gail_ppo.py"),
+            ("GAIL on states", "gail_state_seq.py"),
+            ("GAIL, nothing after an end", "benchmark/patches/gail_nothing_after_an_end.patch"),
+        )
+    ],
+    "endings_bc": [
+        (f"{env_id}, BC", "bc.py", ["--env-id", env_id, "--demos", f"runs/other_tasks/{env_id}.npz"], THREE)
+        for env_id in ("MountainCarContinuous-v0", "CartPole-v1", "Acrobot-v1")
     ],
     "units": [  # Pendulum in other units: python benchmark/other_tasks.py makes the sets
         (f"{name}, {method}", script, [*pendulum(name), *flags.split()], THREE)
         for method, script, flags in (
             ("BC", "bc.py", ""),
             ("BC, Gaussian head", "bc.py", "--loss nll"),
-            ("GAIL", "gail_ppo.py", "--total-timesteps 300000"),
-            ("GAIL on states", "gail_state_seq.py", "--total-timesteps 300000"),
+            ("GAIL", "gail_ppo.py", " ".join(FEW_STEPS)),
+            ("GAIL on states", "gail_state_seq.py", " ".join(FEW_STEPS)),
         )
         for name in ("Torque1", "Torque100", "Torque0p01", "Unbounded", "Obs1e6", "Obs1e-6", "Far")
     ],
@@ -225,7 +234,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
-    units, state_seq, pixels_ablation, pixels"""
+    endings_bc, units, state_seq, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS

@@ -68,9 +68,7 @@ def rows_of(run_dir) -> list[dict]:
     """The rows of metrics.csv, but for what is never twice the same."""
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "charts/SPS"))} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "charts/SPS"))} for row in rows]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -80,15 +78,17 @@ def same(a: dict, b: dict) -> bool:
 
 def random_frames(count: int, height: int, width: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(
-        0, 256, (count, height, width or height), generator=generator, dtype=torch.uint8
-    )
+    return torch.randint(0, 256, (count, height, width or height), generator=generator, dtype=torch.uint8)
 
 
 def networks(args, frames=None) -> script.Networks:
+    """Networks that see latents a thousand times as large (nothing has told their spread yet)."""
     torch.manual_seed(0)
     frames = random_frames(4, args.image_size) if frames is None else frames
-    return script.Networks(frames, np.zeros((1, 17)), args, torch.Generator().manual_seed(0))
+    states = np.random.default_rng(0).normal(3, 2, (50, 17))
+    nets = script.Networks(frames, states, args, torch.Generator().manual_seed(0))
+    nets.autoencoder.standardize.std.fill_(1e-3)
+    return nets
 
 
 def rollout_of(nets, render, args, envs=2, limit=5, steps=8, sampled=True):
@@ -96,9 +96,7 @@ def rollout_of(nets, render, args, envs=2, limit=5, steps=8, sampled=True):
     simulations = script.BatchHalfCheetah(envs, limit, 1)
     episodes = script.begin_episodes(simulations, render, args.frame_stack, seed=0)
     generator = torch.Generator().manual_seed(0)
-    rollout, _ = script.collect_frames(
-        simulations, render, nets, episodes, steps, generator, sampled
-    )
+    rollout, _ = script.collect_frames(simulations, render, nets, episodes, steps, generator, sampled)
     return rollout, simulations, episodes
 
 
@@ -193,9 +191,7 @@ def test_autoencoder_shapes(height, width, latent_dim):
     assert latents.shape == (6, latent_dim)
     assert autoencoder.decoder(latents).shape == (6, 1, height, width)
     many = autoencoder.encode_all(frames.view(3, 2, height, width))
-    assert not many.requires_grad and torch.allclose(
-        many, latents.view(3, 2, latent_dim), atol=1e-6
-    )
+    assert not many.requires_grad and torch.allclose(many, latents.view(3, 2, latent_dim), atol=1e-6)
 
 
 def test_reconstruction_error_is_the_weighted_squared_error():
@@ -214,9 +210,7 @@ def test_reconstruction_error_is_the_weighted_squared_error():
                 for i in range(16)
                 for j in range(16)
             )
-            assert autoencoder.errors(latents, frames)[b].item() == pytest.approx(
-                expected.item() / 256, rel=1e-4
-            )
+            assert autoencoder.errors(latents, frames)[b].item() == pytest.approx(expected.item() / 256, rel=1e-4)
 
 
 def autoencoder_only(args, frames) -> tuple:
@@ -227,9 +221,7 @@ def autoencoder_only(args, frames) -> tuple:
         *(nets.inverse.parameters() if nets.inverse else []),
     ]
     rollout = {"frame": frames, "ended": torch.zeros(frames.shape[:2], dtype=torch.bool)}
-    rollout["executed"] = (
-        2 * torch.rand((*frames.shape[:2], 6), generator=torch.Generator().manual_seed(0)) - 1
-    )
+    rollout["executed"] = 2 * torch.rand((*frames.shape[:2], 6), generator=torch.Generator().manual_seed(0)) - 1
     return nets, {"autoencoder": Adam(parameters, lr=2e-3)}, rollout
 
 
@@ -248,9 +240,7 @@ def test_autoencoder_beats_the_mean_frame():
     assert error < 0.6 * mean_frame_error
 
 
-@pytest.mark.parametrize(
-    "lengths, frame_stack", [([3, 1, 4], 1), ([3, 1, 4], 2), ([2, 5], 4), ([1], 6)]
-)
+@pytest.mark.parametrize("lengths, frame_stack", [([3, 1, 4], 1), ([3, 1, 4], 2), ([2, 5], 4), ([1], 6)])
 def test_window_rows_against_a_loop(lengths, frame_stack):
     expected, start = [], 0
     for length in lengths:
@@ -264,9 +254,7 @@ def test_latent_steps_against_a_loop():
     latents = torch.randn(5, 4, 3)
     steps = script.latent_steps(latents)
     for b in range(5):
-        expected = torch.cat(
-            [*(latents[b, k + 1] - latents[b, k] for k in range(3)), latents[b, 3]]
-        )
+        expected = torch.cat([*(latents[b, k + 1] - latents[b, k] for k in range(3)), latents[b, 3]])
         assert torch.equal(steps[b], expected)
     assert torch.equal(script.latent_steps(latents[:, :1]), latents[:, 0])
 
@@ -282,17 +270,34 @@ def test_what_the_expert_looks_like_changes_with_the_encoder():
     script.encode_expert(autoencoder, expert)
     with torch.no_grad():
         raw = script.latent_steps(autoencoder.encode(frames)[expert["windows"]])
-    assert torch.allclose(autoencoder.standardize.mean, raw.mean(0), atol=1e-6)
-    expected = ((raw - raw.mean(0)) / (raw.std(0) + 1e-3))[
-        [1, 2, 3, 5, 6, 7, 8]
-    ]  # not an episode's first
+    np.testing.assert_allclose(autoencoder.standardize.mean, raw.mean(0), atol=1e-6)
+    expected = ((raw - raw.mean(0)) / raw.std(0, correction=0))[[1, 2, 3, 5, 6, 7, 8]]  # not an episode's first
     assert torch.allclose(expert["features"], expected, atol=1e-4)
     before = expert["features"].clone()
-    script.update_autoencoder(
-        nets, optimizers, expert, rollout, 3, args, torch.Generator().manual_seed(0)
-    )
+    script.update_autoencoder(nets, optimizers, expert, rollout, 3, args, torch.Generator().manual_seed(0))
     script.encode_expert(autoencoder, expert)
     assert not torch.allclose(expert["features"], before, atol=1e-3)
+
+
+def test_latents_that_do_not_vary_have_no_influence():
+    """Where a latent stands still in demonstrations, D and policy see 0, whatever the policy's does."""
+    args, frames = settings(*SMALL), random_frames(9, 16)
+    nets, demos = networks(args), {"qpos": None, "lengths": np.array([3, 4])}
+    autoencoder, last = nets.autoencoder, nets.autoencoder.encoder[-1]
+    expert = script.film_expert(demos, lambda qpos: frames, 3)
+    last.weight.data[2], last.bias.data[2] = 0.0, 0.7
+    script.encode_expert(autoencoder, expert)
+    still = torch.arange(12) % 4 == 2  # in both steps and in the newest
+    features = expert["features"]
+    assert (features[:, still] == 0).all() and (features[:, ~still].std(0) > 0.5).all()
+    torch.manual_seed(0)
+    latents, actions, states = torch.randn(5, 3, 4), torch.zeros(5, 2, 6), np.zeros((5, 17))
+    before = nets.observe(latents, actions, states)
+    latents[..., 2] += 100 * torch.randn(5, 3)
+    for x, y in zip(before, nets.observe(latents, actions, states)):
+        assert torch.equal(x, y)
+    latents[..., 1] += 0.1
+    assert not torch.equal(before[2], nets.observe(latents, actions, states)[2])
 
 
 # Collecting
@@ -308,9 +313,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes():
         shown.append(slide(qpos))
         return shown[-1]
 
-    rollout, envs, episodes = rollout_of(
-        nets, render, args
-    )  # of 8 steps, one reset after the fifth
+    rollout, envs, episodes = rollout_of(nets, render, args)  # of 8 steps, one reset after the fifth
     assert rollout["ended"][4].all() and rollout["ended"].sum() == 2
     assert not rollout["terminated"].any()
 
@@ -320,9 +323,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes():
         for t in range(len(episode)):
             with torch.no_grad():
                 z = [autoencoder.encode(episode[max(t - k, 0)]) for k in (2, 1, 0)]
-            window = (
-                torch.cat([z[1] - z[0], z[2] - z[1], z[2]], dim=1) / 1e-3
-            )  # standardized by no spread
+            window = torch.cat([z[1] - z[0], z[2] - z[1], z[2]], dim=1) / 1e-3  # the spread that networks() sets
             if t > 0:
                 expected_next.append(window.clamp(-10, 10))
             if t < len(episode) - 1:
@@ -345,9 +346,7 @@ def test_windows_start_with_a_repeated_frame_and_never_span_episodes():
     assert torch.equal(torch.stack([slide(x.numpy()) for x in rollout["qpos"]]), rollout["frame"])
 
     # The next rollout goes on where this one stopped.
-    more, _ = script.collect_frames(
-        envs, render, nets, episodes, 1, torch.Generator().manual_seed(1)
-    )
+    more, _ = script.collect_frames(envs, render, nets, episodes, 1, torch.Generator().manual_seed(1))
     assert torch.allclose(more["obs"][0], rollout["next_obs"][-1], atol=1e-4)
 
 
@@ -364,17 +363,27 @@ def test_actions_are_sampled_kept_as_sampled_and_executed_as_clipped():
 
     envs = Envs(2, 100, 1)
     episodes = script.begin_episodes(envs, slide, 3, seed=0)
-    rollout, _ = script.collect_frames(
-        envs, slide, nets, episodes, 10, torch.Generator().manual_seed(0)
-    )
+    rollout, _ = script.collect_frames(envs, slide, nets, episodes, 10, torch.Generator().manual_seed(0))
     assert rollout["action"].abs().max() > 1 and rollout["executed"].abs().max() == 1
     np.testing.assert_array_equal(rollout["executed"].numpy(), np.stack(seen))
     assert torch.equal(rollout["executed"], rollout["action"].clamp(-1, 1))
-    mean, log_std = nets.agent.policy(rollout["obs"])
+    mean, log_std = nets.agent.gaussian(nets.agent.actor(rollout["obs"]))
     expected = script.gaussian_log_prob(rollout["action"], mean, log_std)
     assert torch.allclose(rollout["log_prob"], expected, atol=1e-3)
     still, _, _ = rollout_of(nets, slide, args, sampled=False)
-    assert torch.allclose(still["action"], nets.agent.policy(still["obs"])[0], atol=1e-5)
+    assert torch.allclose(still["action"], nets.agent.actor(still["obs"])[..., :6], atol=1e-5)
+
+
+def test_deviations_keep_within_their_limits():
+    agent = networks(settings(*SMALL)).agent
+    assert (agent.actor[-1].bias[6:] == script.INITIAL_LOG_STD).all()
+    output = torch.linspace(-20, 20, 60).view(5, 12)
+    mean, log_std = agent.gaussian(output)
+    assert torch.equal(mean, output[:, :6]) and torch.equal(log_std, output[:, 6:].clamp(-5, 2))
+    normal, action = torch.distributions.Normal(mean, log_std.exp()), torch.randn(5, 6)
+    log_prob, entropy = agent.log_prob_and_entropy(output, action)
+    torch.testing.assert_close(log_prob, normal.log_prob(action).sum(-1))
+    torch.testing.assert_close(entropy, normal.entropy().sum(-1))
 
 
 def test_the_episodic_return_is_the_sum_of_an_episodes_rewards():
@@ -393,24 +402,30 @@ def test_the_episodic_return_is_the_sum_of_an_episodes_rewards():
 
 
 def test_policy_on_states_sees_states():
+    """By the mean and deviation of the demonstrated ones."""
     args = settings(*SMALL, "--policy-obs", "state")
-    nets = networks(args)
+    nets, states = networks(args), np.random.default_rng(0).normal(3, 2, (50, 17))
     rollout, _, _ = rollout_of(nets, slide, args)
-    envs = script.BatchHalfCheetah(2, 5, 1)
+    envs, mean, std = script.BatchHalfCheetah(2, 5, 1), states.mean(0), states.std(0)
     state, _ = envs.reset(seed=0)
     for t in range(8):
-        assert torch.equal(rollout["obs"][t], torch.from_numpy(state).float())
+        np.testing.assert_allclose(rollout["obs"][t], (state - mean) / std, rtol=1e-5, atol=1e-6)
         state, _, _, _, info = envs.step(rollout["executed"][t].numpy())
-        assert torch.equal(rollout["next_obs"][t], torch.from_numpy(info["final_obs"]).float())
-    states = np.random.default_rng(0).normal(3, 2, (50, 17)).astype(np.float32)
-    agent = script.Networks(random_frames(4, 16), states, args, torch.Generator()).agent
-    np.testing.assert_allclose(agent.standardize.mean, states.mean(0), rtol=1e-5)
+        seen = (info["final_obs"] - mean) / std
+        np.testing.assert_allclose(rollout["next_obs"][t], seen, rtol=1e-5, atol=1e-6)
+    far, none = np.full((1, 17), 1e3), torch.zeros(1, 3, 4)
+    assert (nets.observe(none, torch.zeros(1, 2, 6), far)[2] == script.INPUT_CLIP).all()
 
 
-def test_a_policy_on_latents_gets_them_as_they_are():
-    nets = networks(settings(*SMALL))
-    obs = 12 * torch.randn(50, nets.agent.actor[0].in_features)
-    assert torch.equal(nets.agent.standardize(obs), obs.clamp(-10, 10))
+def test_a_policy_acts_on_what_it_gets_as_it_is():
+    """What observe() returns is standardized already."""
+    args = settings(*SMALL)
+    nets = networks(args)
+    rollout, _, _ = rollout_of(nets, slide, args)
+    assert torch.allclose(rollout["output"], nets.agent.actor(rollout["obs"]), atol=1e-6)
+    assert rollout["obs"].shape[-1] == nets.agent.actor[0].in_features
+    values = nets.agent.critic(rollout["obs"])[..., 0]
+    assert torch.equal(nets.agent.value(rollout["obs"]), values)
 
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
@@ -444,11 +459,7 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     rewards, _ = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), args)
     script.update_policy(nets.agent, optimizers["agent"], rollout, rewards, args, generator)
     script.update_predictor(nets, optimizers, rollout, 2, generator)
-    moved = {
-        name.split(".")[0]
-        for name, x in nets.state_dict().items()
-        if not torch.equal(x, before[name])
-    }
+    moved = {name.split(".")[0] for name, x in nets.state_dict().items() if not torch.equal(x, before[name])}
     assert moved == {"disc", "agent", "predictor"}
     eyes = [*nets.autoencoder.parameters(), *nets.inverse.parameters()]
     assert all(p.grad is None for p in eyes)
@@ -463,9 +474,7 @@ def test_stacks_longer_than_a_snippet_teach_the_inverse_model():
     expert, generator = {"train_frames": random_frames(30, 16)}, torch.Generator().manual_seed(0)
     log = script.update_autoencoder(nets, optimizers, expert, rollout, 1, args, generator)
     assert log["ae/inverse"] > 0 and all(p.grad.abs().sum() > 0 for p in nets.inverse.parameters())
-    log = script.update_autoencoder(
-        nets, optimizers, expert, rollout, 1, args, generator, with_inverse=False
-    )
+    log = script.update_autoencoder(nets, optimizers, expert, rollout, 1, args, generator, with_inverse=False)
     assert log["ae/inverse"] == 0 and all(p.grad is None for p in nets.inverse.parameters())
 
 
@@ -473,20 +482,12 @@ def test_stacks_longer_than_a_snippet_teach_the_inverse_model():
 def test_snippets_against_a_loop(length):
     ended = torch.zeros(12, 3, dtype=torch.bool)
     ended[4, 0] = ended[0, 1] = ended[10, 1] = ended[11, 2] = True
-    episode = torch.cat(
-        [torch.zeros(1, 3), ended[:-1].cumsum(0)]
-    )  # an end belongs to the episode that it ends
+    episode = torch.cat([torch.zeros(1, 3), ended[:-1].cumsum(0)])  # an end belongs to the episode that it ends
     expected = {
-        (t, n)
-        for t in range(13 - length)
-        for n in range(3)
-        if len(set(episode[t : t + length, n].tolist())) == 1
+        (t, n) for t in range(13 - length) for n in range(3) if len(set(episode[t : t + length, n].tolist())) == 1
     }
     whole = script.whole_windows(ended, length)
-    assert (
-        whole.shape == (13 - length, 3)
-        and {tuple(x) for x in torch.nonzero(whole).tolist()} == expected
-    )
+    assert whole.shape == (13 - length, 3) and {tuple(x) for x in torch.nonzero(whole).tolist()} == expected
 
 
 def test_inverse_loss_sees_steps_and_newest_by_their_own_spread():
@@ -495,9 +496,7 @@ def test_inverse_loss_sees_steps_and_newest_by_their_own_spread():
     latents = torch.randn(50, 3, 2) * torch.tensor([5.0, 0.1])
     step = latents[:, 2] - latents[:, 1]
     actions = step / (step.std(0, correction=0) + 1e-2)
-    assert script.inverse_loss(lambda seen: seen[:, 2:4], latents, actions).item() == pytest.approx(
-        0, abs=1e-10
-    )
+    assert script.inverse_loss(lambda seen: seen[:, 2:4], latents, actions).item() == pytest.approx(0, abs=1e-10)
     assert script.inverse_loss(lambda seen: seen[:, 4:6], latents, actions).item() > 0.1
 
 
@@ -530,9 +529,7 @@ def test_the_inverse_model_learns_which_action_was_taken():
     flags = "--ae-batch-size 128 --inverse-coef 1 --latent-dim 16 --image-size 16 --frame-stack 4"
     args, generator = settings(*flags.split()), torch.Generator().manual_seed(0)
     render = script.Renderer(16, 1, "cpu")
-    rollout, _, _ = rollout_of(
-        networks(args, random_frames(4, 16, 24)), render, args, envs=8, limit=100, steps=50
-    )
+    rollout, _, _ = rollout_of(networks(args, random_frames(4, 16, 24)), render, args, envs=8, limit=100, steps=50)
     frames = rollout["frame"].flatten(0, 1)
     nets, expert = networks(args, frames), {"train_frames": frames}
     eyes = [*nets.autoencoder.parameters(), *nets.inverse.parameters()]
@@ -590,11 +587,7 @@ def test_first_layers_of_many_inputs_take_smaller_steps():
         assert agent.actor[0].in_features == inputs
         steps = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         assert len(steps) == len(list(agent.parameters()))
-        assert (
-            steps[id(agent.actor[0].weight)]
-            == steps[id(agent.critic[0].bias)]
-            == pytest.approx(2e-3 * scale)
-        )
+        assert steps[id(agent.actor[0].weight)] == steps[id(agent.critic[0].bias)] == pytest.approx(2e-3 * scale)
         assert steps[id(agent.actor[4].bias)] == steps[id(agent.actor[2].weight)] == 2e-3
 
 
@@ -602,12 +595,7 @@ def test_every_network_is_trained_by_one_optimizer():
     args = settings(*SMALL)
     nets = networks(args)
     optimizers = script.make_optimizers(nets, args).values()
-    trained = [
-        id(p)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for p in group["params"]
-    ]
+    trained = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in nets.parameters())
 
 
@@ -632,13 +620,13 @@ def test_discriminator_tells_the_expert_and_the_reward_says_so():
     with torch.no_grad():
         d = torch.sigmoid(nets.disc(features)).squeeze(-1).double()
     plain = -torch.log(1 - d)
-    assert torch.allclose(
-        rewards.double(), (plain - plain.mean()) / plain.std(correction=0), atol=1e-3
-    )
+    assert rewards["absorbing"] == 0  # a cheetah's task does not end
+    rewards = rewards["steps"]
+    assert torch.allclose(rewards.double(), (plain - plain.mean()) / plain.std(correction=0), atol=1e-3)
     assert rewards[5:, :2].min() > rewards[:5].mean() and math.isnan(log["reward/env_mean"])
     args.normalize_reward = False
     rewards, _ = script.compute_latent_rewards(nets, rollout, normalizer, args)
-    assert torch.allclose(rewards.double(), plain, atol=1e-4)
+    assert torch.allclose(rewards["steps"].double(), plain, atol=1e-4)
     assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), rel=1e-4)
 
 
@@ -652,15 +640,13 @@ def test_rewards_are_normalized_by_those_of_all_processes(monkeypatch):
         plain = torch.nn.functional.softplus(nets.disc(features)).squeeze(-1)
     everyones = torch.cat([plain, plain + 4])
     expected = (plain - everyones.mean()) / everyones.std(correction=0)
-    assert torch.allclose(rewards, expected, atol=1e-4)
+    assert torch.allclose(rewards["steps"], expected, atol=1e-4)
 
 
 def test_reconstruction_errors_look_at_the_whole_rollout(tmp_path):
     autoencoder, frames = script.Autoencoder(random_frames(9, 16), 4, 1), random_frames(600, 16)
     expert = {"train_frames": frames[:300], "heldout_frames": frames[:0]}
-    row = script.reconstruct(
-        autoencoder, expert, {"frame": frames.view(300, 2, 16, 16)}, tmp_path / "a.png"
-    )
+    row = script.reconstruct(autoencoder, expert, {"frame": frames.view(300, 2, 16, 16)}, tmp_path / "a.png")
     assert row.keys() == {
         "ae/recon_expert",
         "ae/recon_policy",
@@ -677,6 +663,56 @@ def test_reconstruction_errors_look_at_the_whole_rollout(tmp_path):
     picture = script.imageio.imread(tmp_path / "b.png")
     assert picture.shape == (3 * 16, 8 * 16)
     assert np.array_equal(picture[:16, :16], frames[0]) and not picture[:16, -16:].any()
+
+
+# Returns
+
+
+def test_random_return_is_the_mean_of_20_episodes_with_uniform_actions(monkeypatch):
+    seen, step = [], script.BatchHalfCheetah.step
+
+    def note(self, actions):
+        result = step(self, actions)
+        seen.append((actions, result[1]))
+        return result
+
+    monkeypatch.setattr(script.BatchHalfCheetah, "step", note)
+    value = script.random_return(50, 3)
+    actions, rewards = map(np.array, zip(*seen))
+    assert actions.shape == (50, 20, 6) and np.abs(actions).max() <= 1
+    assert abs(actions.mean()) < 0.03 and actions.var() == pytest.approx(1 / 3, rel=0.05)
+    assert value == pytest.approx(sum(rewards[t, n] for t in range(50) for n in range(20)) / 20)
+    assert value == script.random_return(50, 3) != script.random_return(50, 4)
+
+
+@pytest.mark.parametrize(
+    "demos_mean, random, score",
+    [(100, 20, 0.5), (-20, -100, 2), (100, 100, None), (50, 60, None), (math.nan, 0, None)],
+)
+def test_a_score_is_0_for_chance_and_1_for_the_demonstrations(demos_mean, random, score):
+    demos = {"returns": demos_mean + np.array([-10.0, 10.0]), "random_return": random}
+    metrics = script.return_metrics(np.array([40.0, 80.0]), demos)
+    expected = {"eval/return_mean": 60, "eval/return_std": 20}
+    if score:
+        expected["eval/normalized_score"] = score
+    assert metrics == pytest.approx(expected)
+    assert script.return_metrics(np.array([1.0, math.nan]), demos) == {}
+
+
+def test_90_percent_is_of_the_score_and_twice_in_a_row(tmp_path, monkeypatch):
+    """Halfway from -100 to 100 is a score of 0.5, 80 of 0.9."""
+    demos = {"returns": np.array([100.0]), "random_return": -100.0}
+    monkeypatch.setattr(script, "final_evaluation", lambda *args: [np.array([50.0, 70.0])] * 2)
+    rows = [{"global_step": 1}]
+    for step, x in enumerate((82.0, 78.0, 90.0, 81.0, 70.0, 95.0), 2):
+        rows.append({"global_step": step} | script.return_metrics(np.array([x]), demos))
+    args = settings("--no-capture-video")
+    for count, expected in ((7, 4), (4, None)):
+        summary = script.report(None, None, demos, rows[:count], 2.0, args, tmp_path)
+        assert summary.get("steps_to_90") == expected
+    assert summary["eval/normalized_score"] == pytest.approx(0.8)
+    assert (summary["best/step"], summary["best/return_mean"]) == (4, 90)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
 # Whole runs
@@ -703,14 +739,16 @@ def test_miniature_run_moves_all_networks_and_writes_its_files(finished):
     }
     assert files == expected | {"curves.png", "reconstructions.png", "policy.gif"}
     assert summary["env_steps"] == 500 and math.isfinite(summary["eval/return_mean"])
+    drawn = script.load_demos(script.parse_args(MINI), ["qpos"])
+    assert summary["demos_return_mean"] == pytest.approx(drawn["returns"].mean())
+    assert summary["random_return_mean"] == script.random_return(25, 1)
+    gain = summary["demos_return_mean"] - summary["random_return_mean"]
+    score = (summary["eval/return_mean"] - summary["random_return_mean"]) / gain
+    assert summary["eval/normalized_score"] == pytest.approx(score)
     args = script.parse_args(MINI)
-    fresh = script.Networks(
-        random_frames(4, 32, 56), np.zeros((1, 17)), args, torch.Generator().manual_seed(1)
-    )
+    fresh = script.Networks(random_frames(4, 32, 56), np.zeros((1, 17)), args, torch.Generator().manual_seed(1))
     torch.manual_seed(args.seed)
-    again = script.Networks(
-        random_frames(4, 32, 56), np.zeros((1, 17)), args, torch.Generator().manual_seed(1)
-    )
+    again = script.Networks(random_frames(4, 32, 56), np.zeros((1, 17)), args, torch.Generator().manual_seed(1))
     saved = checkpoint_of(run)["networks"]
     for name, value in fresh.named_parameters():
         assert saved[name].shape == value.shape
@@ -721,14 +759,9 @@ def test_miniature_run_moves_all_networks_and_writes_its_files(finished):
     assert [int(row["global_step"]) for row in rows] == [300, 400, 500]
     for name in "ae/recon_heldout ae/prediction ae/inverse disc/loss reward/gail_std".split():
         assert math.isfinite(float(rows[-1][name])), name
-    assert all(
-        float(rows[0][f"time/{name}"]) > 0
-        for name in ("rollout", "discriminator", "update", "autoencoder")
-    )
+    assert all(float(rows[0][f"time/{name}"]) > 0 for name in ("rollout", "discriminator", "update", "autoencoder"))
     returns = np.load(run / "evaluation.npz")["mean_action"]
-    assert returns.shape == (25, 2) and returns[-1].mean() == pytest.approx(
-        summary["eval/return_mean"]
-    )
+    assert returns.shape == (25, 2) and returns[-1].mean() == pytest.approx(summary["eval/return_mean"])
     film = script.imageio.mimread(run / "policy.gif")
     assert len(film) == 25 and film[0].shape[:2] == (168, 288 + 4 + 288)
 
@@ -813,10 +846,12 @@ def test_nothing_but_pixels_reaches_the_learner(tmp_path, monkeypatch, finished)
     monkeypatch.setattr(script.BatchHalfCheetah, "step", blind_step)
     monkeypatch.setattr(script.BatchHalfCheetah, "reset", blind_reset)
     monkeypatch.setattr(script, "load_demos", blind_demos)
-    summary = mini(tmp_path, name="blind")
-    assert math.isnan(summary["eval/return_mean"])  # the NaNs were really there
-    clean, blind = checkpoint_of(finished), checkpoint_of(tmp_path / "blind")
-    assert same(clean["networks"], blind["networks"])
+    assert not any("return" in name for name in mini(tmp_path, name="blind"))
+    rows = rows_of(tmp_path / "blind")  # the NaNs were really there
+    assert all(math.isnan(float(row["reward/env_mean"])) for row in rows)
+    assert "ae/recon_policy" in rows[-1] and "eval/return_mean" not in rows[-1]
+    clean, blind = (checkpoint_of(x)["networks"] for x in (finished, tmp_path / "blind"))
+    assert same(clean, blind)
 
 
 @pytest.mark.parametrize(
@@ -833,9 +868,7 @@ def test_variants_run_and_their_policy_can_be_evaluated(tmp_path, flags, capsys)
     course = np.load(tmp_path / "run/evaluation.npz")["sampled"]
     (tmp_path / "run/evaluation.npz").unlink()
     capsys.readouterr()
-    script.main(
-        ["--evaluate", str(tmp_path / "run/policy.pt"), "--eval-episodes", "2", "--threads", "1"]
-    )
+    script.main(["--evaluate", str(tmp_path / "run/policy.pt"), "--eval-episodes", "2", "--threads", "1"])
     mean = f"{summary['eval/return_mean']:.1f} ± {summary['eval/return_std']:.1f}"
     assert mean in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(tmp_path / "run/evaluation.npz")["sampled"], course)
@@ -931,9 +964,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, flags, told, capsys
 
 def test_demonstrations_without_physics_state(demo_file, capsys, tmp_path):
     out = tmp_path / "out"
-    assert "'qpos' is missing" in refused(
-        ["--demos", demo_file(), "--output-dir", str(out)], capsys
-    )
+    assert "'qpos' is missing" in refused(["--demos", demo_file(), "--output-dir", str(out)], capsys)
     assert not out.exists()
 
 
