@@ -485,7 +485,7 @@ def match_demos(demos: dict, envs) -> None:
     vectors if they are discrete, and the bounds if nobody recorded any."""
     space = envs.single_action_space
     demos["discrete"] = isinstance(space, gym.spaces.Discrete)
-    for name, x in (("obs", envs.single_observation_space), ("actions", space)):
+    for name, x in (("observations", envs.single_observation_space), ("actions", space)):
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
@@ -494,8 +494,8 @@ def match_demos(demos: dict, envs) -> None:
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
         actions = demos.get("actions", np.arange(len(one_hot)))
         require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
-                f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
-                "whole numbers; give demonstrations of this environment.")
+                f"--demos: its actions go from {actions.min()} to {actions.max()} ({actions.dtype}"
+                f"), expected whole numbers of {space}; give demonstrations of this environment.")
         demos["actions"] = one_hot[actions]
         return
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -594,8 +594,8 @@ def load_evaluation(path: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as file:
             return file["mean_action"]
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        reason = getattr(error, "strerror", None) or str(error)
-    raise UserError(f"--compare-with {path}: {reason}; give the evaluation.npz of a run.")
+        problem = reason(error)
+    raise UserError(f"--compare-with {path}: {problem}; give the evaluation.npz of a run.")
 
 
 def load_agent(path: str) -> tuple[Policy, dict]:
@@ -717,9 +717,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

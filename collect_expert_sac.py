@@ -57,6 +57,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
+INPUT_CLIP = 100.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of the policy's Gaussian
 LOG_INTERVAL = 10_000  # env steps between rows of metrics.csv; evaluations and checkpoints add some
 NOISE_LEVELS = {  # of the five sets, in multiples of the policy's own deviation
@@ -147,14 +148,16 @@ class SquashedGaussianActor(nn.Module):
         self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
 
     def fit_statistics(self, obs: Tensor) -> None:
-        """From observations (L, O). What has not varied yet keeps its scale."""
+        """Of observations (L, O). What has not varied yet keeps scale 1, and is seen once it moves.
+        """
         mean, std = obs.double().mean(0), obs.double().std(0)
         std[std <= 1e-7 * mean.abs()] = 1.0  # no more than rounding
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        return ((obs - self.mean) / self.std).float()
+        x = (obs.to(self.mean.dtype) - self.mean) / self.std
+        return x.clamp(-INPUT_CLIP, INPUT_CLIP).float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log deviation before tanh, (..., A) each, from standardized x (..., O)."""
@@ -253,7 +256,8 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
 
 def store(buffer: dict, transitions: dict, before: int) -> None:
     """Put N transitions behind the `before` that came first, over the oldest if there is no room.
-    The replay buffer is {name: (size, ...)}, with observations as they come, actions in [-1, 1]."""
+    The replay buffer is {name: (size, ...)}, in float32: observations as they come, actions in
+    [-1, 1]."""
     indices = torch.arange(before, before + len(transitions["reward"])) % len(buffer["reward"])
     for name, x in buffer.items():
         x[indices] = transitions[name].float().to(x.device)
@@ -325,9 +329,8 @@ def train(args: Args) -> dict[str, float]:
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, f"--env-id {args.env_id}: its actions are {space}, and SAC's are numbers with "
             "bounds; choose another environment.")
-    low, high = space.low, space.high
-    obs_shape, action_shape = envs.single_observation_space.shape, low.shape
-    sac = SoftActorCritic(*obs_shape, low, high, args.hidden_size, generator).to(device)
+    obs_shape, action_shape = envs.single_observation_space.shape, space.shape
+    sac = SoftActorCritic(*obs_shape, space.low, space.high, args.hidden_size, generator).to(device)
     optimizers = {
         "critic": Adam(sac.critic.parameters(), lr=args.learning_rate, fused=True),
         "actor": Adam(sac.actor.parameters(), lr=args.learning_rate, fused=True),
@@ -438,8 +441,8 @@ def record_episodes(actor, task: dict, noise_scale: float, episodes: int, seed: 
         states[0]["physics"] = envs.states()
     while running.any():
         action = actor.act(obs, generator, noise_scale)
-        require(np.isfinite(action).all(), "the policy's actions are not finite: its training has "
-                "diverged; use an earlier one, or lower the step sizes.")
+        require(np.isfinite(action).all(), "the policy's actions are not finite: an observation "
+                "is not, or its training has diverged; use an earlier one.")
         obs, reward, terminated, truncated, info = envs.step(action)
         steps.append({"actions": action, "rewards": reward})
         steps[-1] |= {"terminated": terminated, "truncated": truncated}
@@ -581,7 +584,7 @@ def load_agent(path: str) -> tuple[SquashedGaussianActor, dict]:
     weights, size = saved["actor"], saved["hidden_size"]
     bounds = weights["low"], weights["high"]
     actor = SquashedGaussianActor(len(weights["mean"]), *bounds, size, Generator())
-    actor.load_state_dict(weights)
+    actor.load_state_dict(weights, assign=True)  # older files have statistics in float32
     return actor, saved
 
 
@@ -643,9 +646,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

@@ -1200,9 +1200,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

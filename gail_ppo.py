@@ -121,7 +121,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end pays for ever
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         check_numbers(self, f"{may_be_zero} burn_in_steps", {"total_timesteps": rollout}, at_most)
@@ -292,7 +292,8 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
     proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, one step of the expert's is taken to be as the policy's, half of one of its."""
+    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
+    shared out as the policy's are: an end that the expert never met is never paid for."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -421,7 +422,7 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
     """What PPO maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after an
     end}, log. `visits` has the counts (2,) of "expert" and "policy"; the rollout's are added to the
     policy's, which fade."""
-    rewards, absorbing = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}
+    rewards, absorbing, log = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}, {}
     if args.reward_source != "gail":
         require(rewards["env"].isfinite().all(), f"--reward-source {args.reward_source} needs the "
                 "environment's rewards, and they are not all numbers; use gail.")
@@ -432,7 +433,8 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
         offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
         rewards["gail"] = imitation_reward(logit + offset, args.reward_form)
         absorbing["gail"] = imitation_reward(absorbing_logit, args.reward_form)
-    total, total_absorbing, log = torch.zeros_like(rewards["env"]), torch.zeros(()), {}
+        log["reward/absorbing"] = absorbing["gail"].item()
+    total, total_absorbing = torch.zeros_like(rewards["env"]), torch.zeros(())
     for name, reward in rewards.items():
         log[f"reward/{name}_mean"] = reward.mean().item()
         log[f"reward/{name}_std"] = reward.std().item()
@@ -748,7 +750,7 @@ def match_demos(demos: dict, envs) -> None:
     vectors if they are discrete, and the bounds if nobody recorded any."""
     space = envs.single_action_space
     demos["discrete"] = isinstance(space, gym.spaces.Discrete)
-    for name, x in (("obs", envs.single_observation_space), ("actions", space)):
+    for name, x in (("observations", envs.single_observation_space), ("actions", space)):
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
@@ -757,8 +759,8 @@ def match_demos(demos: dict, envs) -> None:
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
         actions = demos.get("actions", np.arange(len(one_hot)))
         require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
-                f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
-                "whole numbers; give demonstrations of this environment.")
+                f"--demos: its actions go from {actions.min()} to {actions.max()} ({actions.dtype}"
+                f"), expected whole numbers of {space}; give demonstrations of this environment.")
         demos["actions"] = one_hot[actions]
         return
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -935,9 +937,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

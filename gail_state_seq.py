@@ -129,7 +129,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end pays for ever
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         may_be_zero += " disc_batch_size"
@@ -377,7 +377,8 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
     proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, one step of the expert's is taken to be as the policy's, half of one of its."""
+    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
+    shared out as the policy's are: an end that the expert never met is never paid for."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -527,6 +528,7 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/env_mean"] = rollout["env_reward"].mean().item()  # for the record alone
+    log["reward/absorbing"] = absorbing.item()
     normalizer.update(rewards)
     if args.normalize_reward:
         rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
@@ -833,7 +835,7 @@ def match_demos(demos: dict, envs) -> None:
     vectors if they are discrete, and the bounds if nobody recorded any."""
     space = envs.single_action_space
     demos["discrete"] = isinstance(space, gym.spaces.Discrete)
-    for name, x in (("obs", envs.single_observation_space), ("actions", space)):
+    for name, x in (("observations", envs.single_observation_space), ("actions", space)):
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
@@ -842,8 +844,8 @@ def match_demos(demos: dict, envs) -> None:
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
         actions = demos.get("actions", np.arange(len(one_hot)))
         require(actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < len(one_hot),
-                f"--demos: its actions are {actions.dtype}, up to {actions.max()}, but {space} has "
-                "whole numbers; give demonstrations of this environment.")
+                f"--demos: its actions go from {actions.min()} to {actions.max()} ({actions.dtype}"
+                f"), expected whole numbers of {space}; give demonstrations of this environment.")
         demos["actions"] = one_hot[actions]
         return
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -1020,9 +1022,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

@@ -19,8 +19,8 @@ The true reward (-0.01 a step, 1 at the goal) is only reported. What is worth kn
     only a lattice of points, and where none lies in the goal, it steps to and fro to the end.
  2. Episodes end at the goal. With nothing after it the reward's sign would decide: -log(1 - D) is
     positive, so that lingering pays, log D negative, so that any end does. So an absorbing state
-    follows the goal, with a reward of its own (Kostrikov et al. 2019, arxiv.org/abs/1809.02925).
-    Then every reward form will do, and subtracting a mean changes nothing.
+    follows the goal, which has a reward of its own (Kostrikov et al. 2019,
+    https://arxiv.org/abs/1809.02925). Then every form will do, centered or not.
  3. A time limit does not end the task: the value of the last observation is bootstrapped.
  4. The --continuous expert (straight to the goal at full speed) has Gaussian noise, as the policy
     has; otherwise D can tell the two apart by it. D sees velocities as executed, cut to [-1, 1].
@@ -63,7 +63,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
@@ -122,7 +122,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end pays for ever
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed gamma gae_lambda ent_coef vf_coef cg_damping"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
@@ -254,7 +254,8 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
     proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, one step of the expert's is taken to be as the policy's, half of one of its."""
+    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
+    shared out as the policy's are: an end that the expert never met is never paid for."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -440,6 +441,7 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
     log = {"reward/env_mean": rollout["env_reward"].mean().item()}
     log |= {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
+    log["reward/absorbing"] = absorbing.item()
     normalizer.update(rewards)
     if args.normalize_reward:
         rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
@@ -815,15 +817,16 @@ def start_run(args: Args) -> Path:
     """The new folder of the run; with --track, its run in Weights & Biases too."""
     name = f"toy_pointnav__PointNav__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.output_dir) / (args.run_name or name)
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
     require(not run_dir.exists(), f"--run-name: {run_dir} exists already; give another.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
         try:
             wandb.init(**names, config=vars(args))
         except Exception as error:  # W&B fails in many ways
-            reason = str(error).splitlines()[0].rstrip(".")
-            advice = "run `wandb login` or set WANDB_MODE=offline"
-            raise UserError(f"--track: {reason}; {advice}.") from None
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     return run_dir
@@ -848,9 +851,10 @@ def load_file(path: str, flag: str, kind: str) -> dict:
     """A checkpoint.pt or policy.pt, read without running any code in it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{flag} {path}: not a readable file ({reason(error)}); give one that a "
-                        "run wrote.") from None
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

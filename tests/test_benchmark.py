@@ -60,7 +60,7 @@ def test_the_study_becomes_a_grid(tmp_path, monkeypatch):
 
 def test_a_row_shows_each_of_a_few_seeds_and_the_worst_of_many():
     def run(share, best, sps):
-        row = {"eval/vs_demos": share, "eval/return_mean": 500 * share, "eval/vs_expert": share / 2}
+        row = {"eval/return_mean": 500 * share, "eval/vs_expert": share / 2}
         row |= {"eval/return_sampled_mean": 500 * (share - 0.1), "best/return_mean": 500 * best}
         row["demos_return_mean"] = 500
         row |= {"steps_to_90": 400_000 if share > 0.9 else "", "seconds": 90, "env_steps": 1, "charts/SPS": sps}
@@ -254,7 +254,7 @@ def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monke
 
 
 def test_one_seed_shows_no_spread():
-    row = {"eval/vs_demos": "0.5", "eval/return_sampled_mean": "240", "demos_return_mean": "600", "charts/SPS": "10"}
+    row = {"eval/return_sampled_mean": "240", "demos_return_mean": "600", "charts/SPS": "10"}
     row |= {"env_steps": "1000", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
     row |= {"commit": "abc", "versions": "torch 1"}
     one, two = (report.table({"x": [row] * seeds}).splitlines()[2] for seeds in (1, 2))
@@ -262,8 +262,18 @@ def test_one_seed_shows_no_spread():
     assert two == "| x | 2 | 50.0 ± 0.0 (50.0, 50.0) | 300 (48) | 40.0 ± 0.0 | never (0/2) | 1.5 min (10) |"
 
 
+def test_returns_count_from_random_actions_where_those_are_known():
+    row = {"demos_return_mean": "-140", "eval/return_mean": "-246.7"}
+    assert report.percent(row | {"random_return_mean": "-1207"}, "eval/return_mean") == pytest.approx(90)
+    old = {"demos_return_mean": "600", "eval/return_mean": "300", "random_return_mean": ""}
+    assert report.percent(old, "eval/return_mean") == 50
+    assert report.expert_return({"expert_return_mean": "700"}) == 700
+    assert report.expert_return({"eval/return_mean": "350", "eval/vs_expert": "0.5"}) == 700
+    assert report.expert_return(row) is None
+
+
 def test_a_table_leaves_out_columns_that_hold_nothing():
-    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
+    row = {"demos_return_mean": "600", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "90"}
     row |= {"commit": "abc", "versions": "torch 1"}
     cloning = row | dict.fromkeys(("eval/return_sampled_mean", "steps_to_90", "env_steps", "charts/SPS"), "")
     head, _, line, *_ = report.table({"x": [cloning]}).splitlines()
@@ -277,7 +287,7 @@ def test_a_table_leaves_out_columns_that_hold_nothing():
 
 
 def test_steps_to_90_counts_the_seeds_that_never_got_there():
-    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
+    row = {"demos_return_mean": "600", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
     row |= {"env_steps": "9", "charts/SPS": "1", "commit": "abc", "versions": "torch 1"}
     rows = [row | {"steps_to_90": steps} for steps in ("", "400000", "500000", "", "700000")]
     assert "| 0.70M (3/5) |" in report.table({"x": rows}) and "| never (1/3) |" in report.table(
@@ -286,7 +296,7 @@ def test_steps_to_90_counts_the_seeds_that_never_got_there():
 
 
 def test_a_table_names_the_commits_and_versions_of_its_runs():
-    row = {"eval/vs_demos": "0.5", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
+    row = {"demos_return_mean": "600", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
     groups = {"x": [row | {"commit": "abc", "versions": "torch 1"}] * 2, "y": [row | {"commit": "d", "versions": "t"}]}
     assert report.table(groups).splitlines()[-2:] == ["", "Commits abc, d; torch 1, t."]
 

@@ -26,9 +26,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def an_actor(
-    obs_dim=17, low=(-1,) * 6, high=(1,) * 6, hidden_size=16, seed=0
-) -> c.SquashedGaussianActor:
+def an_actor(obs_dim=17, low=(-1,) * 6, high=(1,) * 6, hidden_size=16, seed=0) -> c.SquashedGaussianActor:
     """An actor that standardizes with mean 0.1 and deviation 2."""
     actor = c.SquashedGaussianActor(obs_dim, low, high, hidden_size, generator(seed))
     actor.mean.fill_(0.1)
@@ -147,13 +145,28 @@ def test_replay_buffer_keeps_the_latest():
 
 
 def test_statistics_are_those_of_the_observations():
-    actor = an_actor(2)
-    obs = torch.randn(5000, 2) * torch.tensor([10.0, 0.1]) + torch.tensor([5.0, -3.0])
-    actor.fit_statistics(obs)
-    x = actor.standardize(obs)
-    torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(x.std(0), torch.ones(2), atol=0.02, rtol=0)
+    """Far from zero too, where float32 has no more than two digits of them."""
+    actor, scale, centre = an_actor(2), torch.tensor([10.0, 1e-2]), torch.tensor([5.0, 1e4])
+    z = torch.randn(5000, 2, generator=generator(), dtype=torch.float64)
+    actor.fit_statistics(centre + scale * z)
+    expected = (z - z.mean(0)) / z.std(0)
+    x = actor.standardize(centre + scale * z)
+    torch.testing.assert_close(x, expected.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actor.std, scale * z.std(0), rtol=1e-8, atol=0)
+    action = actor.act((centre + scale * z).numpy())
+    np.testing.assert_allclose(action, torch.tanh(actor(expected.float())[0]).detach(), atol=1e-5)
     assert {"mean", "std"} <= actor.state_dict().keys()
+
+
+def test_what_has_not_varied_yet_keeps_its_scale():
+    actor, centre = an_actor(4), torch.tensor([0.0, -7.0, 0.1, 1e6])
+    obs = centre.repeat(1000, 1).double()
+    obs[::2, 2] += 1e-9  # rounding
+    obs[::2, 3] += 1.0  # a millionth is more than that
+    actor.fit_statistics(obs)
+    assert actor.std[:3].tolist() == [1.0, 1.0, 1.0] and 0.49 < actor.std[3] < 0.51
+    moved = actor.standardize(centre.double() + 0.5)[:3]  # it moves after all
+    torch.testing.assert_close(moved, torch.full((3,), 0.5), atol=1e-6, rtol=0)
 
 
 def bandit_batch(size=256, seed=0):
@@ -300,7 +313,7 @@ def test_transitions_are_continuous_and_keep_true_next_observations():
         steps.append(c.step_environments(envs, actor, episodes, t < 6, random))
         assert len(episodes["finished"]) == 3 * ((t + 1) // 5)
     for t, (step, following) in enumerate(zip(steps, steps[1:])):
-        continues = torch.allclose(step["next_obs"].float(), following["obs"])
+        continues = torch.equal(step["next_obs"], following["obs"])
         assert continues == ((t + 1) % 5 != 0)
         assert not step["terminated"].any()  # a time limit is no end of the task
     rewards = torch.stack([step["reward"] for step in steps])
@@ -513,9 +526,10 @@ def test_statistics_are_fitted_once_and_updates_come_on_time(tmp_path, monkeypat
     run(tmp_path, "a", *flags.split())
     assert [x[0] for x in acted] == [16 * t <= 2000 for t in range(300)]
     obs = torch.cat([x[3] for x in acted if x[0]])  # the random ones
+    before = torch.zeros(17, dtype=torch.float64), torch.ones(17, dtype=torch.float64)
     for uniform, mean, std, _ in acted:
-        assert torch.allclose(mean, torch.zeros(17) if uniform else obs.mean(0), atol=1e-5)
-        assert torch.allclose(std, torch.ones(17) if uniform else obs.std(0) + 1e-3, atol=1e-5)
+        expected = before if uniform else (obs.mean(0), obs.std(0))
+        torch.testing.assert_close((mean, std), expected, atol=1e-5, rtol=0)
     due = {16 * t: int(0.16 * t) - int(0.16 * (t - 1)) for t in range(126, 301)}
     assert updated == [step for step, count in due.items() for _ in range(count)]
 
@@ -692,7 +706,7 @@ def mistake(capsys, *argv) -> str:
         (["train", "--learning-starts", "10"], "--learning-starts is 10, expected"),
         (["train", "--learning-starts", "5000000"], "--learning-starts"),
         (["train", "--env-id", "Nothing-v0"], "--env-id"),
-        (["train", "--env-id", "CartPole-v1"], "--env-id"),
+        (["train", "--env-id", "CartPole-v1"], "are Discrete(2), and SAC's are numbers with bounds"),
         (["train", "--resume", "nowhere.pt"], "--resume"),
         (["train", "--resume", "nowhere.pt", "--seed", "2"], "--resume"),
         (["collect", "--expert", "nowhere.pt"], "--expert"),
@@ -714,7 +728,8 @@ def test_actions_without_bounds_are_refused(tmp_path, monkeypatch, capsys):
 
     gym.register("BoundlessForSAC-v0", Boundless)
     monkeypatch.chdir(tmp_path)
-    assert "no bounds" in mistake(capsys, "train", "--env-id", "BoundlessForSAC-v0")
+    message = mistake(capsys, "train", "--env-id", "BoundlessForSAC-v0")
+    assert "Box(-inf, inf, (1,), float32), and SAC's are numbers with bounds" in message
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ IMITATORS = (*GAIL, "bc")
 RESUMING = (*IMITATORS, "collect_expert_sac")  # the toy's run lasts seconds
 ALL = (*RESUMING, "toy_pointnav")
 PPO = (*GAIL, "toy_pointnav")
+CARTPOLE = "--env-id CartPole-v1 --demos {}"
 # (scripts, flags, what the sentence says); {} is the folder of the files that broken_files() makes
 TABLE = [
     (ALL, "--seed -1", "--seed is -1, expected a number, 0 or more and 2147483647 or less; change it."),
@@ -31,7 +32,7 @@ TABLE = [
     (RESUMING, "--resume {}/cut.pt", "cut.pt: not a readable file"),
     (RESUMING, "--resume {}/text.pt", "text.pt: not a readable file"),
     (RESUMING, "--resume {}", "not a readable file (Is a directory)"),
-    (RESUMING, "--resume {}/hostile.pt", "hostile.pt: not a readable file (UnpicklingError)"),
+    (RESUMING, "--resume {}/hostile.pt", "hostile.pt: not a readable file ("),
     (RESUMING, "--resume {}/stranger.pt", "it is a stranger, expected a"),
     (RESUMING, "--resume {}/policy.pt", "it is a strange policy, expected a"),
     (RESUMING, "--resume {}/list.pt", "it is a None, expected a"),
@@ -42,7 +43,8 @@ TABLE = [
     ((*PPO, "collect_expert_sac"), "--num-envs 0", "--num-envs is 0"),
     ((*PPO, "collect_expert_sac"), "--total-timesteps 0", "--total-timesteps is 0"),
     ((*GAIL, "collect_expert_sac"), "--checkpoint-interval 0", "--checkpoint-interval is 0"),
-    ((*PPO, "collect_expert_sac"), "--gamma 1.5", "--gamma is 1.5, expected a number, 0 or more and 1 or less"),
+    (PPO, "--gamma 1", "--gamma is 1.0, expected a number, 0 or more and 0.9999 or less"),
+    (("collect_expert_sac",), "--gamma 1.5", "--gamma is 1.5, expected a number, 0 or more and 1 or less"),
     (PPO, "--total-timesteps 100", "--total-timesteps is 100"),
     (PPO, "--gae-lambda -0.1", "--gae-lambda is -0.1"),
     (PPO, "--num-steps 0", "--num-steps is 0"),
@@ -75,19 +77,30 @@ TABLE = [
     (IMITATORS, "--demos {}/unequal.npz", "is float32 of shape (12, 6), expected 15 rows of finite numbers"),
     (IMITATORS, "--demos {}/nan.npz", "expected 15 rows of finite numbers"),
     (IMITATORS, "--demos {}/no_episodes.npz", "holds 0 episodes"),
-    (IMITATORS, "--demos {}/no_steps.npz", "'lengths' must be whole numbers, each episode of 1 step or more"),
+    (IMITATORS, "--demos {}/no_steps.npz", "'lengths' must be (E,) whole numbers, each episode of 1 step or more"),
+    (IMITATORS, "--demos {}/too_long.npz", "an episode has 5 steps, but max_episode_steps is 4"),
+    (IMITATORS, "--demos {}/flags.npz", "'terminated' is int64 of shape (3,), expected (E,) bool"),
     (IMITATORS, "--demos {}/no_limit.npz", "the field 'max_episode_steps' is missing"),
     (IMITATORS, "--demos {}/hopper.npz", "recorded in Hopper-v4, but --env-id is HalfCheetah-v4"),
     (("gail_ppo", "bc"), "--demos {}/no_actions.npz", "the field 'actions' is missing"),
     (("gail_state_seq",), "--demos {}/no_actions.npz --use-actions", "the field 'actions' is missing"),
     (("gail_pixels_ae",), "--demos {}/good_states.npz", "the field 'qpos' is missing"),
-    (("gail_ppo", "bc"), "--demos {}/narrow.npz", "its observations has shape (3,), the environment's (17,)"),
+    (("gail_ppo", "bc"), "--demos {}/narrow.npz", "has shape (3,), the environment's (17,)"),
     (STATES, "--env-id Nothing-v0 --demos {}/nothing.npz", "--env-id Nothing-v0: "),
-    (STATES, "--env-id CartPole-v1 --demos {}/cartpole.npz", "its actions are Discrete(2), expected a flat Box"),
     (STATES, "--env-id Image-v0 --demos {}/image.npz", "its observations are Box"),
-    (("bc",), "--env-id Boundless-v0 --demos {}/boundless.npz", "--loss nll"),
+    (STATES, "--env-id Named-v0 --demos {}/named.npz", "put gymnasium.wrappers.FlattenObservation around it"),
+    (STATES, "--env-id Many-v0 --demos {}/many.npz", "its actions are MultiDiscrete([2 2]), expected a flat Box"),
+    (STATES, "--env-id FromOne-v0 --demos {}/fromone.npz", "its actions are Discrete(2, start=1), expected a flat Box"),
+    (STATES, "--env-id Broken-v0 --demos {}/broken.npz", "dimension 2 of an observation is nan at step 3 of an"),
+    (("gail_ppo", "bc"), f"{CARTPOLE}/cartpole.npz", "its actions has shape (6,), the environment's ()"),
+    (("gail_ppo", "bc"), f"{CARTPOLE}/moves.npz", "go from 0 to 2 (int64), expected whole numbers of Discrete(2)"),
+    (("gail_ppo", "bc"), f"{CARTPOLE}/minus.npz", "go from -1 to 1 (int64), expected whole"),
+    (("gail_ppo", "bc"), f"{CARTPOLE}/floats.npz", "go from 0.0 to 1.0 (float64), expected whole numbers"),
+    (("gail_state_seq",), f"--use-actions {CARTPOLE}/moves.npz", "go from 0 to 2 (int64), expected"),
     (("collect_expert_sac",), "--env-id Nothing-v0", "--env-id Nothing-v0: "),
-    (("collect_expert_sac",), "--env-id CartPole-v1", "its actions are Discrete(2), expected a flat Box"),
+    (("collect_expert_sac",), "--env-id CartPole-v1", "its actions are Discrete(2), and SAC's are numbers with bounds"),
+    (("collect_expert_sac",), "--env-id Boundless-v0", "and SAC's are numbers with bounds"),
+    (("collect_expert_sac",), "--env-id Named-v0", "put gymnasium.wrappers.FlattenObservation around it"),
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--run-name taken", "runs/taken exists already"),
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "Not a directory"),
     (("gail_ppo",), "--burn-in-steps -1", "--burn-in-steps is -1"),
@@ -118,7 +131,7 @@ TOOL = [  # of data/demos.py
     ("inspect --demos {}/nowhere.npz", "nowhere.npz: "),
     ("convert --source {}/nowhere.pkl --target {}/new.npz", "--source {}/nowhere.pkl: "),
     ("convert --source {}/hostile.pkl --target {}/new.npz", "builtins.print"),
-    ("convert --source {}/good.npz --target {}/new.npz", "expected one .pkl and one .npz"),
+    ("convert --source {}/good.npz --target {}/new.txt", "/new.txt: expected "),
     ("convert --source {}/cut.npz --target {}/new.pkl", "cut.npz: "),
 ]
 CASES = [(script, flags, says) for scripts, flags, says in TABLE for script in scripts]
@@ -139,8 +152,38 @@ class Boundless(gym.Env):
     action_space = gym.spaces.Box(-np.inf, np.inf, (6,))
 
 
-gym.register("Image-v0", Image)
-gym.register("Boundless-v0", Boundless)
+class Named(gym.Env):
+    observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (3,)), "goal": gym.spaces.Discrete(2)})
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+
+class Many(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.MultiDiscrete([2, 2])
+
+
+class FromOne(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Discrete(2, start=1)
+
+
+class Broken(gym.Env):
+    """A sensor fails in the third step."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(3), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.array([0.0, 1.0, np.nan if self.steps == 3 else 2.0]), 1.0, False, False, {}
+
+
+for env in (Image, Boundless, Named, Many, FromOne, Broken):
+    gym.register(f"{env.__name__}-v0", env)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +208,8 @@ def broken_files(tmp_path_factory):
     demos("nan.npz", observations=np.full((15, 17), np.nan, np.float32), **qpos)
     demos("no_episodes.npz", lengths=np.array([], np.int64), **qpos)
     demos("no_steps.npz", lengths=np.array([5, 0, 7]), **qpos)
+    demos("too_long.npz", metadata='{"env_id": "HalfCheetah-v4", "max_episode_steps": 4}', **qpos)
+    demos("flags.npz", terminated=np.zeros(3, np.int64), **qpos)
     demos("no_limit.npz", metadata='{"env_id": "HalfCheetah-v4"}', **qpos)
     demos("no_actions.npz", actions=None)
     demos("good_states.npz")
@@ -173,7 +218,10 @@ def broken_files(tmp_path_factory):
         demos(f"{name}.npz", make={"env_id": env_id}, **qpos)
     demos("cartpole.npz", make={"env_id": "CartPole-v1", "obs_dim": 4})
     demos("image.npz", make={"env_id": "Image-v0"})
-    demos("boundless.npz", make={"env_id": "Boundless-v0"})
+    for env_id in ("Named-v0", "Many-v0", "FromOne-v0", "Broken-v0"):
+        demos(f"{env_id[:-3].lower()}.npz", make={"env_id": env_id, "obs_dim": 3, "action_dim": 2})
+    for name, actions in (("moves", [0, 1, 2]), ("minus", [0, 1, -1]), ("floats", [0.0, 1.0, 1.0])):
+        demos(f"{name}.npz", make={"env_id": "CartPole-v1", "obs_dim": 4}, actions=np.tile(actions, 4))
     torch.save({"kind": "stranger"}, folder / "stranger.pt")
     torch.save({"kind": "x", "args": Hostile()}, folder / "hostile.pt")
     torch.save([1, 2], folder / "list.pt")
@@ -188,6 +236,7 @@ def refuses(name: str, argv: list[str], says: str, capsys) -> None:
     printed = capsys.readouterr()
     assert stopped.value.code == 2
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+    assert printed.err[:-1].isprintable(), f"it has control characters: {printed.err}"
     assert says in printed.err, printed.err
     said_what_to_do = "; " in printed.err or "No such file" in printed.err or "Not a directory" in printed.err
     assert said_what_to_do, f"it does not say what to do: {printed.err}"

@@ -200,12 +200,23 @@ def make_agent(continuous, hidden_size=8, seed=0, demo_obs=SQUARE):
     return agent
 
 
+def test_standardizing_is_exact_far_from_zero_and_undone():
+    data = np.array([[1e6 - 0.3, -3.0, 0.0], [1e6 + 0.3, -3.0, 0.0]])  # two do not vary
+    standardize = t.Standardize(data)
+    torch.testing.assert_close(
+        standardize(torch.tensor([1e6 + 0.15, 8.0, 1.0], dtype=torch.float64)),
+        torch.tensor([0.5, 0.0, 0.0]),
+    )
+    assert standardize(torch.tensor([2e6, -2e6, 0.0])).tolist() == [t.INPUT_CLIP, 0.0, 0.0]
+    assert standardize.undo(torch.tensor([0.5, 4.0, 4.0])).tolist() == [np.float32(1e6 + 0.15), -3.0, 0.0]
+
+
 def test_the_discriminators_input_is_standardized_as_the_agents():
     agent = make_agent(False, demo_obs=np.array([[0.0, 0.2], [0.4, 0.6]]))
     actions, obs = torch.tensor([[0, 4], [2, 1]]), torch.rand(2, 2, 2)
     pair = t.PairDiscriminator(agent, 8, seeded()).pairs(obs, actions)
     assert pair.shape == (2, 2, 2 + 5)
-    torch.testing.assert_close(pair[..., :2], (obs - torch.tensor([0.2, 0.4])) / 0.201)
+    torch.testing.assert_close(pair[..., :2], (obs - torch.tensor([0.2, 0.4])) / 0.2)
     assert (pair[..., 2:].sum(-1) == 1).all() and (pair[..., 2:].argmax(-1) == actions).all()
     disc = t.PairDiscriminator(make_agent(True), 8, seeded())
     pair = disc.pairs(obs, obs + 1)
@@ -255,7 +266,7 @@ def test_act_standardizes_takes_the_mean_action_and_cuts(continuous):
     agent = make_agent(continuous, demo_obs=np.array([[0.0, 0.2], [0.4, 0.6]]))
     obs = np.random.default_rng(0).uniform(-1, 1, size=(200, 2))
     with torch.no_grad():
-        policy, _ = agent(torch.tensor((obs - (0.2, 0.4)) / 0.201).float())
+        policy, _ = agent(torch.tensor((obs - (0.2, 0.4)) / 0.2).float())
     expected = policy.mean.clamp(-1, 1) if continuous else policy.logits.argmax(-1)
     np.testing.assert_allclose(agent.act(obs), expected, atol=1e-5)
     sampled = [agent.act(obs, seeded(seed)) for seed in (0, 0, 1)]
@@ -267,26 +278,24 @@ def test_act_standardizes_takes_the_mean_action_and_cuts(continuous):
 # Pure functions
 
 
-def slow_gae(rewards, values, next_values, terminated, ended, gamma, lam):
+def slow_gae(rewards, values, next_values, ended, gamma, lam):
     """The definition: A_t = sum_l (gamma lambda)^l delta_{t+l}, up to the end of the episode."""
     advantages = np.zeros(rewards.shape)
     for t0, n in np.ndindex(rewards.shape):
         for k in range(t0, len(rewards)):
-            bootstrap = 0.0 if terminated[k, n] else next_values[k, n]
-            delta = rewards[k, n] + gamma * bootstrap - values[k, n]
+            delta = rewards[k, n] + gamma * next_values[k, n] - values[k, n]
             advantages[t0, n] += (gamma * lam) ** (k - t0) * delta
             if ended[k, n]:
                 break
     return advantages
 
 
-def test_gae_equals_its_definition_at_termination_truncation_and_rollout_end():
+def test_gae_equals_its_definition_at_the_ends_of_episodes_and_of_the_rollout():
     rng, shape = np.random.default_rng(0), (12, 3)
     rewards, values, next_values = rng.normal(size=(3, *shape))
-    terminated = rng.random(shape) < 0.15
-    ended = terminated | (rng.random(shape) < 0.15)
-    assert terminated.any() and (ended & ~terminated).any() and not ended[-1].all()
-    arrays = rewards, values, next_values, terminated, ended
+    ended = rng.random(shape) < 0.3
+    assert ended.any() and not ended[-1].all()
+    arrays = rewards, values, next_values, ended
     advantages, returns = t.compute_gae(*map(torch.tensor, arrays), 0.9, 0.8)
     expected = slow_gae(*arrays, 0.9, 0.8)
     np.testing.assert_allclose(advantages, expected, atol=1e-12)
@@ -330,7 +339,42 @@ def test_reward_normalizer_equals_numpy_over_its_window():
     for batch in batches:
         normalizer.update(torch.tensor(batch))
     seen, x = np.stack(batches[-t.REWARD_WINDOW :]), torch.tensor(batches[-1])
-    np.testing.assert_allclose(normalizer.normalize(x, False), x / seen.std(), rtol=1e-5)
+    expected = (batches[-1] - seen.mean()) / seen.std()
+    np.testing.assert_allclose(normalizer.normalize(x), expected, rtol=1e-5)
+
+
+# The absorbing state
+
+
+def test_visits_are_steps_and_what_is_left_after_a_goal():
+    steps_left, terminated = torch.tensor([[50, 0, 20], [7, 8, 9]]), torch.zeros(2, 3, dtype=bool)
+    assert t.count_visits(6, steps_left, terminated).tolist() == [6, 0]
+    terminated[0, 2] = terminated[1, 0] = True
+    assert t.count_visits(6, steps_left, terminated).tolist() == [6, 27]
+
+
+def test_terminal_logits_are_log_ratios_of_shares():
+    """With half a step added to each count of the policy's, and to the expert's one step, in the
+    policy's shares."""
+    policy, expert = torch.tensor([149.5, 49.5]), torch.tensor([24.25, 74.75])
+    logits = t.terminal_logits(expert, policy)  # shares of 25 and 75%, and of 75 and 25%
+    torch.testing.assert_close(logits, torch.tensor([1 / 3, 3.0]).log())
+    for goals in (0, 1, 100):  # an expert that never ends: no end is paid for, however rare
+        logits = t.terminal_logits(torch.tensor([999, 0]), torch.tensor([1000.0, goals]))
+        assert logits[1].item() == pytest.approx(-math.log(1000), rel=1e-5)
+    assert t.terminal_logits(torch.tensor([0, 0]), torch.zeros(2)).tolist() == [0, 0]
+    assert t.terminal_logits(torch.tensor([10, 50]), torch.tensor([500.0, 0.0])).isfinite().all()
+
+
+def test_the_logits_are_those_of_the_best_d_of_steps_and_absorbing_ones():
+    """One table of the visits of both, the absorbing state in it, against D without it and
+    counts."""
+    expert, policy = torch.tensor([30, 10, 60]), torch.tensor([100, 300, 100])  # the last absorbs
+    best = torch.log((expert / expert.sum()) / (policy / policy.sum()))
+    d = torch.log((expert[:2] / expert[:2].sum()) / (policy[:2] / policy[:2].sum()))
+    counts = [torch.stack([x[:2].sum(), x[2]]) * 10_000 for x in (expert, policy)]
+    offset, absorbing = t.terminal_logits(*counts)
+    torch.testing.assert_close(torch.stack([*(d + offset), absorbing]), best, rtol=1e-4, atol=1e-4)
 
 
 # TRPO
@@ -459,6 +503,8 @@ def test_returns_and_lengths_are_those_of_the_finished_episodes():
         for end in (rollout["ended"][:, world].nonzero().flatten() + 1).tolist():
             returns.append(rollout["env_reward"][begin:end, world].sum().item())
             lengths.append(end - begin)
+            left = rollout["steps_left"][begin:end, world].tolist()
+            assert left == [t.MAX_EPISODE_STEPS - k for k in range(1, end - begin + 1)]
             begin = end
         rest = rollout["env_reward"][begin:, world].sum().item()
         assert episodes["return"][world] == pytest.approx(rest, abs=1e-5)
@@ -467,19 +513,36 @@ def test_returns_and_lengths_are_those_of_the_finished_episodes():
     assert collected(steps=1, worlds=2)[2] == {}  # none has ended yet
 
 
-def test_a_time_limit_is_bootstrapped_and_the_goal_is_not():
+def as_rewards(steps, absorbing=0.0) -> dict:
+    """What compute_gail_rewards gives of rewards (T, N)."""
+    return {"steps": steps, "absorbing": absorbing}
+
+
+def test_a_time_limit_is_bootstrapped_and_the_goal_is_followed_by_the_absorbing_state():
     agent, rollout, _, _ = collected(steps=130)
-    rewards = torch.zeros_like(rollout["env_reward"])
+    rewards = as_rewards(torch.zeros_like(rollout["env_reward"]), absorbing=3.0)
     batch, _ = t.estimate_advantages(agent, rollout, rewards, t.Args(gamma=0.5))
-    advantages = batch["advantage"].view_as(rewards)
+    advantages = batch["advantage"].view_as(rewards["steps"])
     with torch.no_grad():
         values, next_values = (agent(agent.standardize(rollout[x]))[1] for x in ("obs", "next_obs"))
     goal = rollout["terminated"]
     limit = rollout["ended"] & ~goal
     assert limit.any() and goal.any()
-    torch.testing.assert_close(advantages[goal], -values[goal])
+    for_ever = 3.0 * (0.5 + 0.25 + 0.125 + 0.125)  # the last stands for all that follows
+    torch.testing.assert_close(advantages[goal], for_ever - values[goal])
     torch.testing.assert_close(advantages[limit], 0.5 * next_values[limit] - values[limit])
     torch.testing.assert_close(batch["return"], batch["advantage"] + values.flatten())
+
+
+def test_the_same_added_to_every_reward_changes_nothing():
+    """As with a mean subtracted: no step and no end is made more worth than another by it."""
+    agent, rollout, _, _ = collected(steps=130)
+    rewards, args = torch.randn(rollout["env_reward"].shape, generator=seeded()), t.Args()
+    before, _ = t.estimate_advantages(agent, rollout, as_rewards(rewards, 0.7), args)
+    agent.critic[-1].bias.data += 2.0 / (1 - args.gamma)  # of a value that has learned it
+    after, _ = t.estimate_advantages(agent, rollout, as_rewards(rewards + 2.0, 2.7), args)
+    assert rollout["terminated"].any()
+    torch.testing.assert_close(after["advantage"], before["advantage"], atol=1e-4, rtol=0)
 
 
 def test_discriminator_separates_what_can_be_separated_and_nothing_else():
@@ -497,22 +560,47 @@ def test_discriminator_separates_what_can_be_separated_and_nothing_else():
             assert log["disc/expert_prob"] > 0.8 > 0.2 > log["disc/policy_prob"]
 
 
-@pytest.mark.parametrize("form", ["softplus", "logsigmoid"])
+@pytest.mark.parametrize("form", ["softplus", "logit", "logsigmoid"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_rewards_are_ds_opinion_of_what_was_executed_and_keep_their_sign(form, normalize):
+def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form, normalize):
     agent, rollout, _, _ = collected(True)
     disc = t.PairDiscriminator(agent, 8, seeded())
     args = t.Args(continuous=True, reward_form=form, normalize_reward=normalize)
-    rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), args)
+    visits = {"expert": torch.tensor([400, 1600]), "policy": torch.tensor([100.0, 20.0])}
+    rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
+    absorbed = sum(rollout["steps_left"][rollout["terminated"]].tolist())
+    assert absorbed > 0  # the earlier rollouts count less and less
+    counts = [0.9 * 100 + 70 * 8, 0.9 * 20 + absorbed]
+    torch.testing.assert_close(visits["policy"], torch.tensor(counts))
+    offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts))
     x = torch.cat([agent.standardize(rollout["obs"]), rollout["executed"]], -1)
     with torch.no_grad():
-        expected = t.imitation_reward(disc(x), form)
-    assert log["reward/gail_mean"] == pytest.approx(expected.mean().item(), rel=1e-5)
+        expected = t.imitation_reward(disc(x) + offset, form)
+    absorbing = t.imitation_reward(absorbing, form)
+    assert log["reward/gail_mean"] == pytest.approx(expected.mean().item(), rel=1e-4, abs=1e-6)
+    assert log["reward/gail_std"] == pytest.approx(expected.std().item(), rel=1e-4)
     assert log["reward/env_mean"] == pytest.approx(rollout["env_reward"].mean().item(), rel=1e-5)
     if normalize:
-        expected = expected / expected.std(correction=0)
-    torch.testing.assert_close(rewards, expected, rtol=1e-4, atol=1e-5)
-    assert log["reward/total_mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+        mean, std = expected.mean(), expected.std(correction=0)
+        expected, absorbing = (expected - mean) / std, (absorbing - mean) / std
+    torch.testing.assert_close(rewards["steps"], expected, rtol=1e-4, atol=1e-5)
+    assert rewards["absorbing"] == pytest.approx(absorbing.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["softplus", "logit", "logsigmoid"])
+def test_a_policy_that_ends_as_the_expert_does_gains_nothing_by_lingering(form):
+    """D cannot tell and both reach the goal as often: every step is worth the same, the last too."""
+    agent, rollout, _, _ = collected(steps=130)
+    args, disc = t.Args(reward_form=form, gamma=0.99), t.PairDiscriminator(agent, 8, seeded())
+    disc.net[-1].weight.data.zero_()
+    counts = t.count_visits(130 * 8, rollout["steps_left"], rollout["terminated"])
+    visits = {"expert": 1e6 * counts, "policy": 1e6 * counts}  # so many that half a one is nothing
+    rewards, _ = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
+    agent.critic[-1].weight.data.zero_()
+    agent.critic[-1].bias.data.fill_(rewards["absorbing"] / (1 - args.gamma))
+    batch, _ = t.estimate_advantages(agent, rollout, rewards, args)
+    assert rollout["terminated"].any() and (rewards["absorbing"] == 0) == (form == "logit")
+    torch.testing.assert_close(batch["advantage"], torch.zeros(130 * 8), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -520,7 +608,7 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_keep_their_sign(form, n
 def test_an_update_makes_what_was_rewarded_likelier(continuous, algorithm):
     agent, rollout, _, _ = collected(continuous)
     toward = -(rollout["obs"] * (rollout["next_obs"] - rollout["obs"])).sum(-1)
-    rewards, x = 10 * toward, agent.standardize(rollout["obs"])
+    x, rewards = agent.standardize(rollout["obs"]), as_rewards(10 * toward)
     before = reference(agent, x).log_prob(rollout["action"])
     args = t.Args(continuous=continuous, algorithm=algorithm, gamma=0.0)
     if algorithm == "ppo":
@@ -532,7 +620,7 @@ def test_an_update_makes_what_was_rewarded_likelier(continuous, algorithm):
         log = t.update_by_trpo(agent, optimizer, rollout, rewards, args)
         assert 0 < log["losses/approx_kl"] <= args.max_kl
     change = reference(agent, x).log_prob(rollout["action"]) - before
-    assert change[rewards > 0.1].mean() > 0 > change[rewards < -0.1].mean()
+    assert change[toward > 0.01].mean() > 0 > change[toward < -0.01].mean()
     assert log["losses/explained_variance"] < 0.5 and log["losses/entropy"] != 0
 
 
@@ -542,7 +630,8 @@ def test_entropy_bonus_keeps_the_policy_wider():
     for coefficient in (0.0, 0.5):
         agent, rollout, _, _ = collected()
         optimizer = torch.optim.Adam(agent.parameters(), 3e-3)
-        rewards, args = torch.zeros_like(rollout["env_reward"]), t.Args(ent_coef=coefficient)
+        rewards = as_rewards(torch.zeros_like(rollout["env_reward"]))
+        args = t.Args(ent_coef=coefficient)
         t.update_by_ppo(agent, optimizer, rollout, rewards, args, seeded())
         entropies.append(reference(agent, rollout["obs"]).entropy().mean())
     assert entropies[1] > entropies[0] + 0.01
@@ -594,6 +683,7 @@ def test_training_moves_every_parameter(tmp_path, monkeypatch, no_page, flags):
 def test_fitting_trpos_value_leaves_its_policy_alone():
     agent, rollout, _, _ = collected()
     alone, args, rewards = make_agent(False), t.Args(), torch.randn(rollout["env_reward"].shape)
+    rewards = as_rewards(rewards)
     optimizer = torch.optim.Adam(agent.critic.parameters(), 1e-2)
     batch, _ = t.estimate_advantages(alone, rollout, rewards, args)
     advantage = batch["advantage"] - batch["advantage"].mean()
@@ -708,6 +798,23 @@ def test_the_loop_gives_d_what_was_executed(tmp_path, no_page, monkeypatch):
     assert max(executed.abs().max() for _, executed in inputs) <= 1
 
 
+def test_the_loop_counts_where_the_expert_ends_and_the_policys_latest_rollouts(tmp_path, no_page, monkeypatch):
+    seen, compute = [], t.compute_gail_rewards
+
+    def noted(rollout, disc, normalizer, visits, args):
+        seen.append({name: x.tolist() for name, x in visits.items()})
+        return compute(rollout, disc, normalizer, visits, args)
+
+    monkeypatch.setattr(t, "compute_gail_rewards", noted)
+    run(tmp_path, "a", "--expert-episodes", "60")
+    demos = t.play_episodes(GREEDY, 60, 1001, False)
+    absorbed = sum(60 - n for n, good in zip(demos["length"], demos["success"]) if good)
+    assert not demos["success"].all()
+    assert [x["expert"] for x in seen] == [[demos["length"].sum(), absorbed]] * 4
+    steps = [x["policy"][0] for x in seen]
+    assert steps == pytest.approx([0, 256, 0.9 * 256 + 256, 0.9 * (0.9 * 256 + 256) + 256])
+
+
 def test_same_seed_same_run_and_another_seed_another(tmp_path, no_page):
     for name, flags in (("a", ()), ("b", ()), ("c", ("--seed", "2"))):
         run(tmp_path, name, *flags)
@@ -715,12 +822,31 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, no_page):
     assert a == b != c
 
 
+def learned(tmp_path, name, *flags) -> dict:
+    """The summary of a run with the default settings, but these."""
+    flags += ("--fresh-disc-steps", "5", "--eval-episodes", "500")
+    t.main([*flags, "--output-dir", str(tmp_path), "--run-name", name])
+    return json.loads((tmp_path / name / "summary.json").read_text())
+
+
 def test_it_learns_what_the_expert_does(tmp_path, no_page):
-    flags = ["--total-timesteps", "60000", "--fresh-disc-steps", "5", "--eval-episodes", "500"]
-    t.main([*flags, "--output-dir", str(tmp_path), "--run-name", "learn"])
-    summary = json.loads((tmp_path / "learn/summary.json").read_text())
+    summary = learned(tmp_path, "learn", "--total-timesteps", "120000")
     assert summary["eval/success_mean"] > summary["expert/success_mean"] - 0.05
     assert summary["eval/length_sampled_mean"] < 1.5 * summary["expert/length_mean"]
+
+
+def test_a_reward_after_the_goal_keeps_the_policy_from_lingering(tmp_path, no_page, monkeypatch):
+    """Where every step is paid for and the discount factor is near 1."""
+    flags = "--reward-form softplus --gamma 0.99 --no-anneal-lr --total-timesteps 60000".split()
+    assert learned(tmp_path, "with", *flags)["eval/success_sampled_mean"] > 0.85
+    compute = t.compute_gail_rewards
+
+    def without(*args):
+        rewards, log = compute(*args)
+        return rewards | {"absorbing": 0.0}, log
+
+    monkeypatch.setattr(t, "compute_gail_rewards", without)
+    assert learned(tmp_path, "without", *flags)["eval/success_sampled_mean"] < 0.7
 
 
 def test_needs_nothing_but_its_few_dependencies():

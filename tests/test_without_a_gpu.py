@@ -87,6 +87,9 @@ class Torch:
     def device(self, kind, index=0):
         return GPU if kind == "cuda" else torch.device(kind)
 
+    def tensor(self, numbers):  # CUDA's own are read one by one, and past __torch_dispatch__
+        return torch.tensor([x.tolist() if torch.is_tensor(x) else x for x in numbers])
+
     def __getattr__(self, name):
         return getattr(torch, name)
 
