@@ -884,9 +884,8 @@ def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads,
 
 def check_finite(obs: np.ndarray, step) -> None:
     """UserError that names the first number of observations (N, O) that is none."""
-    bad = np.argwhere(~np.isfinite(obs))
-    if len(bad):
-        env, dim = bad[0]
+    if not np.isfinite(obs).all():
+        env, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[env]
         raise UserError(f"--env-id: dimension {dim} of an observation is {obs[env, dim]} at step "
                         f"{step} of an episode; mend the environment.")

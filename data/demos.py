@@ -3,13 +3,14 @@
 # dependencies = ["gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
 #                 "matplotlib==3.11.2"]
 # ///
-"""Look into a demonstration set; translate the original author's pickles.
+"""Look into a demonstration set; translate other formats into sets, and sets into other formats.
 
     python data/demos.py inspect --demos data/halfcheetah-v4_sac_stochastic-one.npz
     python data/demos.py convert --source demos.pkl --target demos.npz    # or back, by the endings
 
-The fields of a set: README.md beside this file. An author's pickle is a list of trajectories, each
-a list of steps {"state", "action", "reward", "done"} of HalfCheetah-v4.
+The fields of a set: README.md beside this file. The formats: ../docs/own_demonstrations.md; the
+functions that read and write them: formats.py. An original author's pickle is a list of
+trajectories, each a list of steps {"state", "action", "reward", "done"} of HalfCheetah-v4.
 """
 
 import json
@@ -20,10 +21,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import formats
 import gymnasium as gym
 import mujoco
 import numpy as np
 import tyro
+from formats import UserError
 from matplotlib.figure import Figure
 
 ALLOWED = {  # what a pickle may ask for: numpy's arrays and scalars, before and since numpy 2
@@ -37,6 +40,9 @@ ALLOWED = {  # what a pickle may ask for: numpy's arrays and scalars, before and
     ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
 }
+PICKLE, HDF5 = (".pkl", ".pickle"), (".hdf5", ".h5")
+SEE = "see docs/own_demonstrations.md"
+KINDS = "a .npz, a .pkl, an .hdf5, a folder of imitation's or minari:<dataset id>"
 
 
 @dataclass
@@ -49,13 +55,48 @@ class Inspect:
 
 @dataclass
 class Convert:
-    """Translate the original author's pickles to .npz or back, by the files' endings."""
+    """Translate another format into a set (.npz), or a set into another format."""
 
-    source: str  # .pkl or .npz
-    target: str  # the other kind
+    source: str  # a .npz, .pkl or .hdf5, a folder of imitation's, or minari:<dataset id>
+    target: str  # a .npz; of a set: a .pkl, .hdf5 or .npz, a folder, or minari:<dataset id>
+    env_id: str | None = None  # the source's environment, if it does not name it
+    max_episode_steps: int | None = None  # the source's time limit, if no episode reached it
 
 
 # Demonstration sets
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def check_fields(arrays: dict[str, np.ndarray], limit: int) -> None:
+    """ValueError or KeyError unless the arrays are those of a set."""
+    lengths = arrays["lengths"]
+    whole = lengths.dtype.kind == "i" and lengths.ndim == 1 and lengths.size > 0
+    if not (whole and lengths.min() >= 1):
+        raise ValueError("'lengths' are not those of episodes, each of 1 step or more")
+    if lengths.max() > limit:
+        longest = lengths.max()
+        raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
+    episodes, steps = len(lengths), int(lengths.sum())
+    for name in ("terminated", "truncated"):
+        if arrays[name].dtype != bool or arrays[name].shape != (episodes,):
+            found = f"'{name}' is {arrays[name].dtype} of shape {arrays[name].shape}"
+            raise ValueError(f"{found}, expected ({episodes},) bool")
+    rows = {"observations": steps + episodes, "actions": steps, "rewards": steps}
+    rows |= {"qpos": steps + episodes, "qvel": steps + episodes}
+    dimensions = {"observations": (2,), "actions": (1, 2), "rewards": (1,)}
+    for name in sorted(rows.keys() & (arrays.keys() | {"observations"})):
+        array = arrays[name]
+        has_rows = array.ndim in dimensions.get(name, (2,)) and len(array) == rows[name]
+        if array.dtype.kind not in "fbiu" or not has_rows:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise ValueError(f"'{name}' is {found}, expected {rows[name]} rows of numbers")
+        if name != "rewards" and not np.isfinite(array).all():  # those may be unknown
+            raise ValueError(f"'{name}' holds NaN or infinity")
 
 
 def read_set(path: str, flag: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -66,70 +107,76 @@ def read_set(path: str, flag: str) -> tuple[dict[str, np.ndarray], dict]:
         metadata = json.loads(str(arrays.pop("metadata")))
         if not isinstance(metadata, dict) or not isinstance(metadata["max_episode_steps"], int):
             raise ValueError("its metadata has no max_episode_steps that is a whole number")
-        lengths = arrays["lengths"]
-        whole = lengths.dtype.kind == "i" and lengths.ndim == 1 and lengths.size > 0
-        if not (whole and lengths.min() >= 1):
-            raise ValueError("'lengths' are not those of episodes, each of 1 step or more")
-        episodes, steps = len(lengths), int(lengths.sum())
-        rows = {"observations": steps + episodes, "actions": steps, "rewards": steps}
-        rows |= {"terminated": episodes, "truncated": episodes}
-        if "qpos" in arrays:
-            rows |= {"qpos": steps + episodes}
-        for name, count in rows.items():
-            array, ndim = arrays[name], 1 + (name in ("observations", "actions", "qpos"))
-            if array.dtype.kind not in "fbiu" or array.ndim != ndim or len(array) != count:
-                found = f"{array.dtype} of shape {array.shape}"
-                raise ValueError(f"'{name}' is {found}, expected {count} rows of numbers")
-            if not np.isfinite(array).all():
-                raise ValueError(f"'{name}' holds NaN or infinity")
+        check_fields(arrays, metadata["max_episode_steps"])
         return arrays, metadata
     except KeyError as error:
         problem = f"the field {error} is missing"
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise UserError(f"{flag} {path}: {problem.splitlines()[0]}; see data/README.md.")
+        problem = reason(error)
+    raise UserError(f"{flag} {path}: {problem}; see data/README.md.")
 
 
 def returns_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """(E,) undiscounted return of each episode."""
+    """(E,) undiscounted return of each episode; NaN where a reward is unknown."""
     first = np.cumsum(arrays["lengths"]) - arrays["lengths"]
-    return np.add.reduceat(arrays["rewards"].astype(np.float64), first)
+    unknown = np.full(arrays["lengths"].sum(), np.nan)
+    return np.add.reduceat(arrays.get("rewards", unknown).astype(np.float64), first)
 
 
 def inspect(args: Inspect) -> None:
     """Print a table of a set; draw its returns, their growth over an episode, and its actions."""
     arrays, metadata = read_set(args.demos, "--demos")
     returns, lengths, limit = returns_of(arrays), arrays["lengths"], metadata["max_episode_steps"]
+    known = returns[np.isfinite(returns)]
+    earned = "unknown"
+    if len(known):
+        spread = f"{known.mean():.1f} ± {known.std():.1f}"
+        earned = f"{spread}, from {known.min():.1f} to {known.max():.1f}"
+        if len(known) < len(returns):
+            earned += f" (that of {len(returns) - len(known)} episodes is unknown)"
     made_with = {k: v for k, v in metadata.items() if k not in ("env_id", "max_episode_steps")}
-    spread, terminated = f"{returns.mean():.1f} ± {returns.std():.1f}", arrays["terminated"].sum()
+    terminated, truncated = arrays["terminated"].sum(), arrays["truncated"].sum()
     rows = {
         "file": args.demos,
         "environment": f"{metadata.get('env_id')}, at most {limit} steps an episode",
         "episodes": f"{len(lengths)}, of {lengths.min()} to {lengths.max()} steps",
-        "return": f"{spread}, from {returns.min():.1f} to {returns.max():.1f}",
-        "ended by": f"termination {terminated}, time limit {arrays['truncated'].sum()}",
-        "actions beyond 0.99": f"{(np.abs(arrays['actions']) > 0.99).mean():.1%}",
-        "physics state": "yes" if "qpos" in arrays else "no (no frames can be rendered)",
-        "made with": json.dumps(made_with),
+        "return": earned,
+        "ended by": f"termination {terminated}, time limit {truncated}",
     }
-    print(*(f"  {name:21}{value}" for name, value in rows.items()), sep="\n")
+    if "actions" not in arrays:
+        rows["actions"] = "none (enough for gail_state_seq.py)"
+    elif arrays["actions"].ndim == 1:
+        rows["actions"] = f"discrete, from {arrays['actions'].min()} to {arrays['actions'].max()}"
+    else:
+        rows["actions beyond 0.99"] = f"{(np.abs(arrays['actions']) > 0.99).mean():.1%}"
+    rows["physics state"] = "yes" if "qpos" in arrays else "no (no frames can be rendered)"
+    rows["made with"] = json.dumps(made_with)
+    for name, value in rows.items():
+        print(f"  {name:21}{value}")
+    draw(arrays, known, args.figure)
+    print(f"figure: {args.figure}")
 
+
+def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
     figure = Figure(figsize=(14, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.hist(returns, bins=20)
     left.set(xlabel="return of an episode", ylabel="episodes", title="Returns")
-    for rewards in np.split(arrays["rewards"], np.cumsum(lengths)[:-1]):
-        middle.plot(np.cumsum(rewards), color="tab:blue", alpha=0.3)
+    if "rewards" in arrays:
+        for rewards in np.split(arrays["rewards"], np.cumsum(arrays["lengths"])[:-1]):
+            middle.plot(np.cumsum(rewards), color="tab:blue", alpha=0.3)
     middle.set(xlabel="step of the episode", ylabel="return so far", title="A line an episode")
-    right.violinplot(list(arrays["actions"].T), showextrema=False)
     right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
-    Path(args.figure).parent.mkdir(parents=True, exist_ok=True)
+    if "actions" in arrays and arrays["actions"].ndim == 1:
+        right.bar(*np.unique(arrays["actions"], return_counts=True))
+        right.set(xlabel="action", ylabel="steps")
+    elif "actions" in arrays:
+        right.violinplot(list(arrays["actions"].T), showextrema=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        figure.savefig(args.figure, dpi=120)
+        figure.savefig(path, dpi=120)
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--figure {args.figure}: {reason}; name a .png.") from None
-    print(f"figure: {args.figure}")
+        raise UserError(f"--figure {path}: {reason(error)}; name a .png.") from None
 
 
 # The original author's pickles
@@ -144,36 +191,38 @@ class PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_pickle(path: str) -> list[tuple[np.ndarray, ...]]:
+def is_the_authors(content, env_id: str | None) -> bool:
+    """Whether what a pickle held looks like trajectories of HalfCheetah-v4, one dict a step."""
+    if env_id not in (None, "HalfCheetah-v4") or not isinstance(content, list) or not content:
+        return False
+    if not isinstance(content[0], list) or not content[0] or not isinstance(content[0][0], dict):
+        return False
+    step = content[0][0]
+    if step.keys() != {"state", "action", "reward", "done"}:
+        return False
+    return np.shape(step["state"]) == (17,) and np.shape(step["action"]) == (6,)
+
+
+def trajectories_of(content: list) -> list[tuple[np.ndarray, ...]]:
     """States (T, 17), actions (T, 6) and rewards (T,) of each trajectory."""
-    try:
-        with open(path, "rb") as file:
-            content = PlainUnpickler(file).load()
-        keys, trajectories = ("state", "action", "reward"), []
-        for steps in content:
-            columns = [np.array([step[key] for step in steps], np.float64) for key in keys]
-            if [x.shape[1:] for x in columns] != [(17,), (6,), ()]:
-                raise ValueError("expected states of 17 numbers, actions of 6 and rewards of one")
-            if not all(np.isfinite(x).all() for x in columns):
-                raise ValueError("expected finite numbers")
-            trajectories.append(tuple(columns))
-        if not trajectories:
-            raise ValueError("it is empty")
-        return trajectories
-    except Exception as error:  # a pickle can fail in any way
-        problem = f"no HalfCheetah-v4 trajectories ({error})"
-        raise UserError(f"--source {path}: {problem}; give an author's .pkl.") from None
+    keys, trajectories = ("state", "action", "reward"), []
+    for steps in content:
+        columns = [np.array([step[key] for step in steps], np.float64) for key in keys]
+        if [x.shape[1:] for x in columns] != [(17,), (6,), ()]:
+            raise ValueError("expected states of 17 numbers, actions of 6 and rewards of one")
+        if not all(np.isfinite(x).all() for x in columns):
+            raise ValueError("expected finite numbers")
+        trajectories.append(tuple(columns))
+    return trajectories
 
 
 def complete(trajectories: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
     """An author's trajectories as the arrays of a set. They leave out the state that an episode's
     last action led to, and the root's x. Both follow from the rest: the last action is simulated
     once more, and x is the sum of the velocities in the rewards."""
-    mujoco.set_mju_user_warning(lambda message: None)  # the model has a deprecated attribute
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there is a HalfCheetah-v5
         env = gym.make("HalfCheetah-v4").unwrapped
-    mujoco.set_mju_user_warning(None)
     columns: dict[str, list] = {name: [] for name in ("states", "x", "actions", "rewards")}
     for states, actions, rewards in trajectories:
         env.reset()
@@ -198,41 +247,131 @@ def complete(trajectories: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray
     }
 
 
-def convert(args: Convert) -> None:
-    """A pickle drops what it has no place for: final observations, physics state, metadata."""
-    source, target = Path(args.source), Path(args.target)
-    if {source.suffix, target.suffix} != {".pkl", ".npz"}:
-        problem = "expected one .pkl and one .npz; rename them"
-        raise UserError(f"--source {source} and --target {target}: {problem}.")
-    temporary = target.with_suffix(".tmp" + target.suffix)  # a kill leaves the old file, or the new
-    if source.suffix == ".pkl":
-        arrays = complete(read_pickle(args.source))
-        returns, limit = returns_of(arrays), int(arrays["lengths"].max())
-        metadata = {"env_id": "HalfCheetah-v4", "max_episode_steps": limit, "noise_scale": None}
-        metadata |= {"return_mean": returns.mean(), "return_std": returns.std()}
-        metadata |= {"versions": {x.__name__: x.__version__ for x in (np, gym, mujoco)}}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
+# Other formats into sets, and back
+
+
+def read_other(args: Convert) -> tuple[dict[str, np.ndarray], dict]:
+    """A source in another format, by its name and fields: arrays and metadata of a set."""
+    source, ending, limit = args.source, Path(args.source).suffix, args.max_episode_steps
+    known: dict = {}
+    if source.startswith("minari:"):
+        episodes, known = formats.read_minari(source.removeprefix("minari:"))
+    elif Path(source).is_dir():
+        episodes = formats.read_imitation_folder(source)
+    elif ending in PICKLE:
+        with open(source, "rb") as file:
+            content = PlainUnpickler(file).load()
+        if is_the_authors(content, args.env_id):
+            arrays = complete(trajectories_of(content))
+            limit = limit or int(arrays["lengths"].max())
+            return arrays, {"env_id": "HalfCheetah-v4", "max_episode_steps": limit}
+        episodes = formats.episodes_of_pickle(content, limit)
+    elif ending in HDF5:
+        episodes = formats.read_d4rl(source, limit)
+    elif ending == ".npz":
+        with np.load(source, allow_pickle=False) as file:
+            fields = set(file.files)
+        if "episode_starts" in fields:
+            episodes = formats.read_stable_baselines(source)
+        elif "indices" in fields:
+            episodes = formats.read_imitation_npz(source)
+        else:
+            raise ValueError("it is no set, none of Stable-Baselines and none of imitation")
     else:
-        arrays, _ = read_set(args.source, "--source")
-        lengths = arrays["lengths"]
-        states = np.delete(arrays["observations"], np.cumsum(lengths + 1) - 1, axis=0)
-        done = np.isin(np.arange(lengths.sum()), np.cumsum(lengths) - 1)
-        steps = zip(states, arrays["actions"], arrays["rewards"], done)
-        steps = [dict(zip(("state", "action", "reward", "done"), step)) for step in steps]
-        first = np.cumsum(lengths) - lengths
-        trajectories = [steps[i : i + length] for i, length in zip(first, lengths)]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(pickle.dumps(trajectories))
+        raise ValueError(f"expected {KINDS}")
+    env_id = args.env_id or known.get("env_id")
+    if env_id is None:
+        raise ValueError("it does not name its environment: give --env-id")
+    arrays, limit = formats.make_set(episodes, limit or known.get("max_episode_steps"))
+    return arrays, {"env_id": env_id, "max_episode_steps": limit}
+
+
+def import_set(args: Convert) -> None:
+    """Another format becomes a set."""
+    if Path(args.target).suffix != ".npz":
+        problem = "expected a .npz, since the source is no set"
+        raise UserError(f"--target {args.target}: {problem}; {SEE}.")
+    try:
+        arrays, metadata = read_other(args)
+        check_fields(arrays, metadata["max_episode_steps"])
+    except KeyError as error:
+        problem = f"the field {error} is missing"
+        raise UserError(f"--source {args.source}: {problem}; {SEE}.") from None
+    except Exception as error:  # a pickle, or a damaged file, can fail in any way
+        raise UserError(f"--source {args.source}: {reason(error)}; {SEE}.") from None
+    returns = returns_of(arrays)
+    if np.isfinite(returns).all():
+        metadata |= {"return_mean": returns.mean(), "return_std": returns.std()}
+    metadata |= {"source": args.source}
+    metadata |= {"versions": {x.__name__: x.__version__ for x in (np, gym, mujoco)}}
+    target = Path(args.target)
+    temporary = target.with_suffix(".tmp.npz")  # a kill leaves the old file, or the new
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
     os.replace(temporary, target)
-    print(f"wrote {target}")
+    lengths, limit = arrays["lengths"], metadata["max_episode_steps"]
+    shown = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
+    print(f"{shown}, {metadata['env_id']}, time limit {limit}")
+
+
+def export_set(args: Convert) -> None:
+    """A set becomes another format, by the target's name."""
+    if args.env_id or args.max_episode_steps:
+        raise UserError("--env-id and --max-episode-steps: a set has its own; leave them out.")
+    arrays, metadata = read_set(args.source, "--source")
+    target, ending = Path(args.target), Path(args.target).suffix
+    limit = metadata["max_episode_steps"]
+    is_minari = args.target.startswith("minari:")
+    writers = {".npz": formats.write_stable_baselines, "": formats.write_imitation_folder}
+    writers |= dict.fromkeys(PICKLE, formats.write_pickle) | dict.fromkeys(HDF5, formats.write_d4rl)
+    if not is_minari and ending not in writers:
+        raise UserError(f"--target {args.target}: expected {KINDS}; {SEE}.")
+    needed = {"actions"}
+    if is_minari or ending in (".npz", *HDF5):
+        needed |= {"rewards"}
+    for name in sorted(needed - arrays.keys()):
+        problem = f"it has no {name}, and the target needs them"
+        raise UserError(f"--source {args.source}: {problem}; {SEE}.")
+    episodes = formats.episodes_of_set(arrays)
+    try:
+        if is_minari:
+            dataset_id = args.target.removeprefix("minari:")
+            formats.write_minari(dataset_id, episodes, metadata.get("env_id"), limit)
+            return
+        temporary = target.with_name(target.stem + ".tmp" + ending)  # a kill leaves the old file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writers[ending](temporary, episodes)
+        os.replace(temporary, target)
+    except Exception as error:
+        raise UserError(f"--target {args.target}: {reason(error)}; {SEE}.") from None
+    if ending in (".npz", *PICKLE):
+        formats.warn_of_endings(arrays, limit)
+
+
+def is_set(path: str) -> bool:
+    """Whether a file has the fields of a set; UserError if it is a .npz that cannot be read."""
+    if Path(path).suffix != ".npz" or Path(path).is_dir():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "lengths" in file
+    except Exception as error:
+        raise UserError(f"--source {path}: {reason(error)}; {SEE}.") from None
+
+
+def convert(args: Convert) -> None:
+    mujoco.set_mju_user_warning(lambda message: None)  # gymnasium's models have old attributes
+    limit = args.max_episode_steps
+    if limit is not None and limit < 1:
+        raise UserError(f"--max-episode-steps is {limit}, expected 1 or more; change it.")
+    if is_set(args.source):
+        export_set(args)
+    else:
+        import_set(args)
+    print(f"wrote {args.target}")
 
 
 # Command line
-
-
-class UserError(Exception):
-    """A user's mistake: shown as one sentence, exit code 2."""
 
 
 def parse_args(argv: list[str]) -> Inspect | Convert:

@@ -12,7 +12,7 @@ BUDGETS = {
     "gail_ppo": (1015, 55),
     "gail_state_seq": (1100, 61),
     "gail_pixels_ae": (1275, 71),
-    "bc": (790, 42),
+    "bc": (790, 43),
     "collect_expert_sac": (725, 39),
     "toy_pointnav": (925, 49),
 }
