@@ -412,6 +412,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = map(self.batch.bind, ("qpos", "qvel", "ctrl"))  # views
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.spec = gym.spec("HalfCheetah-v4")
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
@@ -523,7 +524,7 @@ def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, thread
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
-        check_finite(obs, len(rewards))
+        check_finite(envs, obs, len(rewards))
         actions = policy.act(obs, generator) if policy else envs.action_space.sample()
         obs, reward, terminated, truncated, _ = envs.step(actions)
         rewards.append(np.where(running, reward, 0.0))
@@ -532,13 +533,13 @@ def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, thread
     return np.cumsum(rewards, axis=0)
 
 
-def check_finite(obs: np.ndarray, step) -> None:
+def check_finite(envs, obs: np.ndarray, step) -> None:
     """UserError that names the first number of observations (N, O) that is none."""
     if not np.isfinite(obs).all():
-        env, dim = np.argwhere(~np.isfinite(obs))[0]
-        step = np.broadcast_to(step, len(obs))[env]
-        raise UserError(f"--env-id: dimension {dim} of an observation is {obs[env, dim]} at step "
-                        f"{step} of an episode; mend the environment.")
+        i, dim = np.argwhere(~np.isfinite(obs))[0]
+        step = np.broadcast_to(step, len(obs))[i]
+        raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
+                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:

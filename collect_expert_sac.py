@@ -508,6 +508,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = map(self.batch.bind, ("qpos", "qvel", "ctrl"))  # views
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.spec = gym.spec("HalfCheetah-v4")
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)

@@ -447,7 +447,7 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
         episodes["obs"] = torch.from_numpy(new_obs)
         episodes["return"] += torch.from_numpy(reward)
         episodes["length"] += 1
-        check_finite(next_obs, episodes["length"])
+        check_finite(envs, next_obs, episodes["length"])
         steps.append({
             "obs": x,
             "next_obs": torch.from_numpy(next_obs),
@@ -762,6 +762,7 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.batch = Batch(self.model, num_envs, threads)
         self.qpos, self.qvel, self.ctrl = map(self.batch.bind, ("qpos", "qvel", "ctrl"))  # views
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.spec = gym.spec("HalfCheetah-v4")
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
@@ -873,7 +874,7 @@ def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads,
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []
     while running.any():
-        check_finite(obs, len(rewards))
+        check_finite(envs, obs, len(rewards))
         actions = agent.act(obs, generator) if agent else envs.action_space.sample()
         obs, reward, terminated, truncated, _ = envs.step(actions)
         rewards.append(np.where(running, reward, 0.0))
@@ -882,13 +883,13 @@ def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads,
     return np.cumsum(rewards, axis=0)
 
 
-def check_finite(obs: np.ndarray, step) -> None:
+def check_finite(envs, obs: np.ndarray, step) -> None:
     """UserError that names the first number of observations (N, O) that is none."""
     if not np.isfinite(obs).all():
-        env, dim = np.argwhere(~np.isfinite(obs))[0]
-        step = np.broadcast_to(step, len(obs))[env]
-        raise UserError(f"--env-id: dimension {dim} of an observation is {obs[env, dim]} at step "
-                        f"{step} of an episode; mend the environment.")
+        i, dim = np.argwhere(~np.isfinite(obs))[0]
+        step = np.broadcast_to(step, len(obs))[i]
+        raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
+                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:

