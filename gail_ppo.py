@@ -94,8 +94,7 @@ class Args:
     anneal_lr: bool = True  # let that step size fall linearly to zero over the run
     gamma: float = 0.0
     """discount factor (0: 1 - 3 / mean length of the demonstrations, at most 0.99)"""
-    gae_lambda: float = 0.0
-    """lambda of generalized advantage estimation (0: 1 - 10 / mean length, at most 0.95)"""
+    gae_lambda: float = 0.9  # lambda of generalized advantage estimation
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
     clip_coef: float = 0.2  # clipping of the probability ratio
@@ -511,9 +510,8 @@ def train(args: Args) -> dict[str, float]:
     device = torch.device("cuda" if args.cuda else "cpu")
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["actions"])
-    length = max(float(demos["lengths"].mean()), 20.0)
-    args.gamma = args.gamma or min(1 - 3 / length, 0.99)
-    args.gae_lambda = args.gae_lambda or min(1 - 10 / length, 0.95)
+    if args.gamma == 0:  # the reward of a third of an episode counts
+        args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_demos(demos, envs)
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
