@@ -163,10 +163,10 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "units": [  # Pendulum in other units: python benchmark/other_tasks.py makes the sets
         (f"{name}, {method}", script, [*pendulum(name), *flags.split()], THREE)
         for method, script, flags in (
-            ("BC", "bc.py", ""),
-            ("BC, Gaussian head", "bc.py", "--loss nll"),
             ("GAIL", "gail_ppo.py", " ".join(FEW_STEPS)),
             ("GAIL on states", "gail_state_seq.py", " ".join(FEW_STEPS)),
+            ("BC", "bc.py", ""),
+            ("BC, Gaussian head", "bc.py", "--loss nll"),
         )
         for name in ("Torque1", "Torque100", "Torque0p01", "Unbounded", "Obs1e6", "Obs1e-6", "Far")
     ],
