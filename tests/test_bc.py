@@ -746,7 +746,11 @@ def test_observations_that_are_no_numbers_are_named(toy, monkeypatch, name, step
 
 @pytest.mark.parametrize(
     ("actions", "told"),
-    [(np.full(12, 2), "up to 2, but Discrete(2)"), (np.zeros(12), "actions are float64"), (-np.ones(12, int), "int64")],
+    [
+        (np.full(12, 2), "go from 2 to 2 (int64)"),
+        (np.zeros(12), "(float64)"),
+        (-np.ones(12, int), "whole numbers of Discrete(2)"),
+    ],
 )
 def test_discrete_actions_that_are_none(tmp_path, demo_file, capsys, actions, told):
     path = demo_file(make={"obs_dim": 4, "env_id": "CartPole-v1"}, actions=actions)

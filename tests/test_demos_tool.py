@@ -41,9 +41,7 @@ def test_pickles_go_both_ways_and_the_lost_final_state_is_found_again(tmp_path):
     assert set(trajectories[0][0]) == {"state", "action", "reward", "done"}
     assert [bool(step["done"]) for step in trajectories[1]] == [False] * 99 + [True]
 
-    demos.main(
-        ["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "b.npz")]
-    )
+    demos.main(["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "b.npz")])
     before, after = np.load(DEMOS), np.load(tmp_path / "b.npz")
     assert {*before.files} == {*after.files}
     for name in before.files:
@@ -68,9 +66,7 @@ def test_a_pickle_of_plain_lists_and_episodes_of_any_length(tmp_path):
     """As from another numpy, or none: floats in lists; the final state is the simulator's."""
     step = {"state": [0.0] * 17, "action": [0.5] * 6, "reward": 1.0, "done": False}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([[step] * 3, [step]]))
-    demos.main(
-        ["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz")]
-    )
+    demos.main(["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz")])
     file = np.load(tmp_path / "a.npz")
     assert file["lengths"].tolist() == [3, 1] and file["observations"].shape == (6, 17)
     assert json.loads(str(file["metadata"]))["max_episode_steps"] == 3
@@ -84,9 +80,7 @@ class Hostile:
         return (print, ("code from a file ran",))
 
 
-@pytest.mark.parametrize(
-    "content", [[[Hostile()]], Hostile(), [], [[]], [[{"state": 1}]], {"a": 1}]
-)
+@pytest.mark.parametrize("content", [[[Hostile()]], Hostile(), [], [[]], [[{"state": 1}]], {"a": 1}])
 def test_bad_pickles_run_nothing_and_are_refused(tmp_path, capsys, content):
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(content))
     message = mistake(
@@ -100,9 +94,7 @@ def test_bad_pickles_run_nothing_and_are_refused(tmp_path, capsys, content):
     assert "--source" in message and not (tmp_path / "x.npz").exists()
 
 
-@pytest.mark.parametrize(
-    "module", ["os.system", "builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile"]
-)
+@pytest.mark.parametrize("module", ["os.system", "builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile"])
 def test_an_unpickler_that_admits_arrays_alone(module, tmp_path, capsys):
     name = module.rpartition(".")
     (tmp_path / "bad.pkl").write_bytes(f"c{name[0]}\n{name[2]}\n.".encode())
@@ -134,9 +126,7 @@ def test_inspecting_a_set_that_does_not_say_its_environment(tmp_path, capsys, de
     path = demo_file(metadata=json.dumps({"max_episode_steps": 100}))
     demos.main(["inspect", "--demos", path, "--figure", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").exists() and "no frames" in capsys.readouterr().out
-    assert "--figure" in mistake(
-        capsys, "inspect", "--demos", path, "--figure", str(tmp_path / "a.xyz")
-    )
+    assert "--figure" in mistake(capsys, "inspect", "--demos", path, "--figure", str(tmp_path / "a.xyz"))
 
 
 @pytest.mark.parametrize(
@@ -831,9 +821,7 @@ def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch, name, source,
     flags = ["--source", source, "--target", "x.npz", *HOPPER]
     assert says in mistake(capsys, "convert", *flags)
     target = {"folder": "new_folder"}.get(source, source)
-    assert says in mistake(
-        capsys, "convert", "--source", str(a_set(make_episodes())), "--target", target
-    )
+    assert says in mistake(capsys, "convert", "--source", str(a_set(make_episodes())), "--target", target)
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "set.npz"}
 
 
