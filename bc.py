@@ -577,9 +577,9 @@ def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> li
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
         print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
-    else:
-        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+        return [mean[-1], sampled[-1]]
+    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
     courses = {"behaviour cloning": mean}
     if args.compare_with:
         name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
