@@ -40,8 +40,6 @@ TWO_MILLION = ["--total-timesteps", "2000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
-GAIL, STATES = ("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py")
-NO_END = ("GAIL, nothing after an end", "benchmark/patches/gail_nothing_after_an_end.patch")
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
 PEER = "benchmark/peers/run_imitation.py"
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
@@ -148,13 +146,17 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
     "endings": [  # falls and goals, with the default reward and horizon; sets: see the docs, and other_tasks.py
         (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz", *steps], THREE)
-        for name, env_id, demos, steps, methods in (
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", [], (GAIL, NO_END, STATES)),
-            ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS, (GAIL, NO_END, STATES)),
-            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", [], (GAIL, STATES)),
-            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", [], (GAIL, STATES)),
+        for method, script in (
+            ("GAIL", "gail_ppo.py"),
+            ("GAIL on states", "gail_state_seq.py"),
+            ("GAIL, nothing after an end", "benchmark/patches/gail_nothing_after_an_end.patch"),
         )
-        for method, script in methods
+        for name, env_id, demos, steps in (
+            ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS),
+            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", []),
+            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", []),
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", []),
+        )
     ],
     "endings_bc": [
         (f"{env_id}, BC", "bc.py", ["--env-id", env_id, "--demos", f"runs/other_tasks/{env_id}.npz"], THREE)
