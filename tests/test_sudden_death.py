@@ -86,7 +86,10 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()  # or a run of ten million steps outlives a failed test
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "interrupted; --resume <run>/checkpoint.pt goes on"
     assert "Traceback" not in errors
