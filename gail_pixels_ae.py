@@ -16,9 +16,9 @@ GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, as in `gail_pp
 
 What GAIL on states does not have, and why:
 
- 1. The expert's frames are rendered from the demonstrations' physics state by the code that renders
-    the policy's: they can differ in behaviour alone. The expert's actions, the true reward and
-    (unless --policy-obs state) the true state never reach the learner.
+ 1. Expert's and policy's frames are drawn by the same code, from the same numbers: they can differ
+    in behaviour alone. The expert's actions, the true reward and (unless --policy-obs state) the
+    true state never reach the learner.
  2. D sees the newest latent and the K - 1 *steps* between latents, standardized by the expert's
     statistics: velocities show in steps. A reward is about the frames that its action led to.
  3. The policy sees what comes of that: a predictor (forward model), trained on rollouts, tells
@@ -29,9 +29,10 @@ What GAIL on states does not have, and why:
     must tell the policy's *own* last action (an inverse model). It shows in accelerations, so
     latents must hold the positions of small limbs precisely.
  6. Reconstruction errors are divided by how much a pixel varies: a foot is as important as a torso.
- 7. The camera runs along, low down and at one height: the animal stands out against the sky, and a
-    jump shows. Its colour filter makes the brown animal bright and the floor dim.
+ 7. The bodies of gymnasium's locomotion tasks are capsules, so a few lines of torch draw them, on
+    CPU or GPU, without OpenGL. The camera runs along at one height: a jump shows, the way does not.
  8. First layers of many inputs take smaller steps. All that the policy sees comes to rest with it.
+ 9. On a GPU, whatever is done over and over is recorded once, as a CUDA graph (class Captured).
 
     python gail_pixels_ae.py                              # K = 4: nine minutes on two cores
     python gail_pixels_ae.py --frame-stack 4 --cuda       # the same on a GPU
@@ -47,12 +48,11 @@ import math
 import os
 import re
 import sys
-import threading
 import time
 import warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -75,9 +75,20 @@ REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward a
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
-ACTION_DIM = 6  # of HalfCheetah (A)
-CAMERA_DISTANCE, CAMERA_ELEVATION = 2.4, 8.0  # metres and degrees; positive: it looks up
-VIEW_CENTRE, VIEW_HEIGHT, VIEW_ASPECT = 0.56, 1.2, 12 / 7  # metres above the floor, metres, w / h
+# How to look at a body: height of the picture and of its middle above the floor, in metres; degrees
+# from above; how many of its positions (x, or x and y) are no part of its observations
+CAMERAS = {
+    "HalfCheetah": (1.3, 0.56, 0, 1),
+    "Hopper": (1.9, 0.87, 0, 1),
+    "Walker2d": (1.9, 0.87, 0, 1),
+    "Swimmer": (2.2, 0.0, 90, 2),
+    "Ant": (2.2, 0.5, 45, 2),
+    "Humanoid": (2.0, 0.9, 15, 2),
+}
+VIEW_ASPECT = 12 / 7  # width of a picture, in heights
+GROUND = 27.0  # brightness of what is below the floor, seen from the side; the sky is black
+POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # so many fit the cache
+FILM_STEPS = 200  # that policy.gif shows at most
 LOOK_AHEAD = 2  # steps that the predictor looks ahead
 MODEL_HIDDEN = 256  # width of the hidden layers of predictor and inverse model
 PREDICTOR_BATCH_SIZE = 512
@@ -91,7 +102,7 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 @dataclass
 class Args:
     seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment; frames are made of this one alone
+    env_id: str = "HalfCheetah-v4"  # environment; its body must be one of CAMERAS
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
@@ -112,7 +123,7 @@ class Args:
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
-    gamma: float = 0.97  # discount factor
+    gamma: float = 0.0  # discount factor (0: 1 - 3 / L, at most 0.99; L: a demonstration's length)
     gae_lambda: float = 0.9  # lambda of generalized advantage estimation
     num_minibatches: int = 8  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
@@ -152,8 +163,8 @@ class Args:
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
         may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"
         check_numbers(self, may_be_zero, at_least, at_most)
-        require(self.env_id == "HalfCheetah-v4", f"--env-id is {self.env_id}, but frames are of "
-                "HalfCheetah-v4 alone; leave it out.")
+        require(body_of(self.env_id) in CAMERAS, f"--env-id is {self.env_id}, but frames can be "
+                f"drawn of {', '.join(CAMERAS)} alone; choose one of these.")
         require(self.image_size % 8 == 0, f"--image-size is {self.image_size}, expected a multiple "
                 "of 8; change it.")
         require(self.num_envs % WORLD_SIZE == 0, f"--num-envs is {self.num_envs}, but "
@@ -185,12 +196,6 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
         nn.init.orthogonal_(layers[-2].weight, gain, generator=generator)
         nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1])
-
-
-def relu_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
-    """An mlp with ReLU instead of SiLU."""
-    layers = mlp(sizes, 1.0, generator)
-    return nn.Sequential(*(nn.ReLU() if isinstance(x, nn.SiLU) else x for x in layers))
 
 
 class Standardize(nn.Module):
@@ -268,14 +273,17 @@ class Autoencoder(nn.Module):
 
 
 class GaussianAgent(nn.Module):
-    """Gaussian policy and value of standardized observations (..., O)."""
+    """Gaussian policy and value of standardized observations (..., O). An action (..., A) is in
+    units of its bounds: from -1 to 1."""
 
-    def __init__(self, obs_dim: int, hidden_size: int, generator: Generator):
+    def __init__(self, obs_dim: int, space: gym.spaces.Box, hidden_size: int, generator: Generator):
         super().__init__()
-        sizes = [obs_dim, hidden_size, hidden_size]
-        self.actor = mlp([*sizes, 2 * ACTION_DIM], 0.01, generator)
+        sizes, action_dim = [obs_dim, hidden_size, hidden_size], space.shape[0]
+        self.actor = mlp([*sizes, 2 * action_dim], 0.01, generator)
         self.critic = mlp([*sizes, 1], 1.0, generator)
-        self.actor[-1].bias.data[ACTION_DIM:] = INITIAL_LOG_STD
+        self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
+        self.register_buffer("middle", torch.from_numpy(space.high + space.low) / 2)
+        self.register_buffer("half_range", torch.from_numpy(space.high - space.low) / 2)
 
     def value(self, x: Tensor) -> Tensor:
         return self.critic(x).squeeze(-1)
@@ -289,30 +297,35 @@ class GaussianAgent(nn.Module):
         mean, log_std = self.gaussian(output)
         return gaussian_log_prob(action, mean, log_std), gaussian_entropy(log_std)
 
+    def for_envs(self, executed: Tensor) -> np.ndarray:
+        """Actions in the environment's units."""
+        return (self.middle + self.half_range * executed).cpu().numpy()
+
 
 class Networks(nn.Module):
     """All networks. Demonstrated frames (B, H, W) and states (L, O) are for normalization alone."""
 
-    def __init__(self, frames: Tensor, states: np.ndarray, args: Args, generator: Generator):
+    def __init__(self, frames: Tensor, states: np.ndarray, space: gym.spaces.Box, args: Args,
+                 generator: Generator):
         super().__init__()
         self.policy_obs, self.predictor, self.inverse = args.policy_obs, None, None
-        features_dim = args.frame_stack * args.latent_dim
-        obs_dim = history_dim = features_dim + (args.frame_stack - 1) * ACTION_DIM
+        features_dim, action_dim = args.frame_stack * args.latent_dim, space.shape[0]
+        obs_dim = history_dim = features_dim + (args.frame_stack - 1) * action_dim
         if args.has_predictor():
             sight_dim = min(args.frame_stack, 2) * args.latent_dim
-            sizes = [history_dim + LOOK_AHEAD * ACTION_DIM, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
-            self.predictor = relu_mlp(sizes, generator)
-            obs_dim = sight_dim + min(args.frame_stack - 1, 1) * ACTION_DIM
+            sizes = [history_dim + LOOK_AHEAD * action_dim, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
+            self.predictor = mlp(sizes, 1.0, generator)
+            obs_dim = sight_dim + min(args.frame_stack - 1, 1) * action_dim
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
         if args.policy_obs == "state":
             self.standardize_state, obs_dim = Standardize(states), states.shape[1]
-        self.agent = GaussianAgent(obs_dim, args.hidden_size, generator)
+        self.agent = GaussianAgent(obs_dim, space, args.hidden_size, generator)
         sizes = [features_dim, args.disc_hidden_size, args.disc_hidden_size, 1]
         self.disc = mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
         if args.inverse_coef > 0 and args.frame_stack > 1:
-            self.inverse = relu_mlp([features_dim, MODEL_HIDDEN, ACTION_DIM], generator)
+            self.inverse = mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
 
-    def observe(self, latents: Tensor, actions: Tensor, states: np.ndarray) -> tuple[Tensor, ...]:
+    def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, O) ->
         features (N, K Z), which D sees; history (N, M), features and actions, which the predictor
         sees; obs (N, O) for the policy: what is predicted if nothing is done, and the last action.
@@ -320,11 +333,10 @@ class Networks(nn.Module):
         features = self.autoencoder.standardize(latent_steps(latents))
         history = torch.cat([features, actions.flatten(1)], dim=1)
         if self.policy_obs == "state":
-            states = torch.from_numpy(states).to(latents.device)
             return features, history, self.standardize_state(states)
         if self.predictor is None:
             return features, history, history
-        nothing = torch.zeros(len(history), LOOK_AHEAD * ACTION_DIM, device=history.device)
+        nothing = history.new_zeros((len(history), LOOK_AHEAD * actions.shape[-1]))
         sight = self.predictor(torch.cat([history, nothing], dim=1)).clamp(-INPUT_CLIP, INPUT_CLIP)
         return features, history, torch.cat([sight, actions[:, -1:].flatten(1)], dim=1)
 
@@ -332,24 +344,77 @@ class Networks(nn.Module):
 def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
     """First layers of policy and value take smaller steps where they have many inputs: Adam moves
     each weight by up to its step size, so that a layer of 134 inputs (the default) would move the
-    policy 8 times as far as one of 17."""
+    policy 8 times as far as one of 17. Step sizes are tensors, so that CUDA graphs can read them.
+    """
     first = [*nets.agent.actor[0].parameters(), *nets.agent.critic[0].parameters()]
     others = [p for p in nets.agent.parameters() if all(p is not q for q in first)]
-    first_lr = args.learning_rate * min(1.0, FULL_STEP_INPUTS / nets.agent.actor[0].in_features)
-    groups = [{"params": others, "lr": args.learning_rate}, {"params": first, "lr": first_lr}]
     eyes = list(nets.autoencoder.parameters())
     if nets.inverse:
         eyes += nets.inverse.parameters()
-    optimizers = {
-        "agent": Adam(groups, eps=1e-5, fused=True),
-        "disc": Adam(nets.disc.parameters(), lr=args.disc_learning_rate, fused=True),
-        "autoencoder": Adam(eyes, lr=args.ae_learning_rate, fused=True),
+    first_lr = args.learning_rate * min(1.0, FULL_STEP_INPUTS / nets.agent.actor[0].in_features)
+    groups = {
+        "agent": [(others, args.learning_rate), (first, first_lr)],
+        "disc": [(nets.disc.parameters(), args.disc_learning_rate)],
+        "autoencoder": [(eyes, args.ae_learning_rate)],
     }
     if nets.predictor:
-        optimizers["predictor"] = Adam(nets.predictor.parameters(), lr=1e-3, fused=True)
-    for optimizer in optimizers.values():
-        optimizer.register_step_pre_hook(average_gradients)
+        groups["predictor"] = [(nets.predictor.parameters(), 1e-3)]
+    optimizers, device = {}, nets.autoencoder.mean_frame.device
+    for name, pairs in groups.items():
+        settings = {"eps": 1e-5 if name == "agent" else 1e-8, "capturable": device.type == "cuda"}
+        pairs = [{"params": p, "lr": torch.tensor(lr).to(device)} for p, lr in pairs]
+        optimizers[name] = Adam(pairs, fused=True, **settings)
+        optimizers[name].register_step_pre_hook(average_gradients)
     return optimizers
+
+
+class Captured:
+    """function(*tensors) -> a tuple of tensors. On a GPU its kernels are recorded as a CUDA graph,
+    for each shape of inputs one, and a call launches them all at once instead of one by one. The
+    first two calls only warm up; parameters and buffers must keep their places in memory."""
+
+    def __init__(self, function, device: torch.device):
+        self.function, self.graphs, self.calls = function, {}, Counter()
+        self.is_plain = device.type != "cuda" or WORLD_SIZE > 1
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.is_plain:
+            return self.function(*inputs)
+        shapes = tuple(x.shape for x in inputs)
+        self.calls[shapes] += 1
+        if self.calls[shapes] <= 2:  # as torch.cuda.CUDAGraph wants it: on another stream
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                outputs = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            return outputs
+        if shapes not in self.graphs:
+            graph, held = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
+            with torch.cuda.graph(graph):  # records, and runs nothing
+                outputs = self.function(*held)
+            self.graphs[shapes] = graph, held, outputs
+        graph, held, outputs = self.graphs[shapes]
+        for x, new in zip(held, inputs):
+            x.copy_(new)
+        graph.replay()
+        return tuple(x.clone() for x in outputs)  # the next replay writes over them
+
+
+def make_graphs(nets: Networks, render, optimizers: dict[str, Adam], args: Args) -> dict:
+    """Whatever is done over and over, as a CUDA graph on a GPU and as a plain function elsewhere.
+    """
+    functions = {
+        "act": partial(act, nets.agent),
+        "see_next": partial(see_next, nets, render),
+        "see_first": partial(see_first, nets, render),
+        "disc_step": partial(discriminator_step, nets, optimizers, args),
+        "policy_step": partial(policy_step, nets, optimizers, args),
+        "predictor_step": partial(predictor_step, nets, optimizers),
+        "autoencoder_step": partial(autoencoder_step, nets, optimizers, args),
+    }
+    device = nets.autoencoder.mean_frame.device
+    return {name: Captured(function, device) for name, function in functions.items()}
 
 
 # The algorithm, as functions
@@ -379,12 +444,15 @@ def whole_windows(ended: Tensor, length: int) -> Tensor:
     return whole
 
 
-def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor) -> Tensor:
+def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor, usable: Tensor) -> Tensor:
     """Squared error of the last action (B, A), guessed from K latents (B, K, Z) that end with what
-    it led to. The gradient goes through the spread as well: without that, the first wild guesses
-    shrink the latents to nothing."""
-    steps = latent_steps(latents)
-    return F.mse_loss(inverse(steps / (steps.std(0, correction=0) + 1e-2)), actions)
+    it led to, over those that are usable (B,) bool. The gradient goes through the spread as well:
+    without that, the first wild guesses shrink the latents to nothing."""
+    steps, share = latent_steps(latents), usable[:, None] / usable.sum().clamp(min=1)
+    mean = (share * steps).sum(0)
+    variance = (share * (steps - mean).square()).sum(0)
+    guess = inverse(steps / (variance + 1e-4).sqrt())
+    return (share * (guess - actions).square()).sum() / actions.shape[1]
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -411,6 +479,25 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
     (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+
+
+def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
+    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
+    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    return torch.tensor([steps, steps_left[terminated].sum()])
+
+
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
+    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+
+    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
+    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
+    shared out as the policy's are: an end that the expert never met is never paid for."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
+    expert = (expert + policy) / (expert + policy).sum()
+    return torch.log(expert / policy)
 
 
 class RewardNormalizer:
@@ -455,186 +542,237 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 # The steps of the loop
 
 
+def act(agent: GaussianAgent, obs: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    """obs (N, O), noise (N, A), 0 for the mean action -> the actor's output (N, 2 A), the action as
+    sampled, which PPO's ratio is about, and as executed (N, A)."""
+    output = agent.actor(obs)
+    mean, log_std = agent.gaussian(output)
+    action = mean + log_std.exp() * noise
+    return output, action, action.clamp(-1, 1)
+
+
+def see_next(nets, render, poses, states, frames, latents, actions, executed):
+    """What an action (N, A) led to, poses (N, G, 6) and states (N, O), joins the last K frames
+    (N, K, H, W), latents (N, K, Z), K - 1 actions (N, K - 1, A) -> these, and all of observe()."""
+    frame = render.draw(poses)
+    frames = torch.cat([frames[:, 1:], frame[:, None]], dim=1)
+    latents = torch.cat([latents[:, 1:], nets.autoencoder.encode(frame)[:, None]], dim=1)
+    actions = torch.cat([actions, executed[:, None]], dim=1)[:, 1:]
+    return frames, latents, actions, *nets.observe(latents, actions, states)
+
+
+def see_first(nets, render, poses, states, begun, frames, latents, actions):
+    """The same where an episode has begun (N,) bool: its first frame is repeated."""
+    frame, begun = render.draw(poses), begun[:, None, None]
+    frames = torch.where(begun[..., None], frame[:, None], frames)
+    latents = torch.where(begun, nets.autoencoder.encode(frame)[:, None], latents)
+    actions = actions.masked_fill(begun, 0.0)
+    return frames, latents, actions, *nets.observe(latents, actions, states)
+
+
 @torch.no_grad()
-def collect_frames(envs, render, nets, episodes: dict, num_steps: int, generator, sampled=True):
-    """T steps in each of N environments, with sampled or mean actions -> rollout
-    {name: (T, N, ...)}, log. Each frame is rendered and encoded once. `episodes` (begin_episodes)
-    goes on from one rollout to the next."""
-    agent, autoencoder = nets.agent, nets.autoencoder
-    device = autoencoder.mean_frame.device
-    noise = torch.randn((num_steps, envs.num_envs, ACTION_DIM), generator=generator).to(device)
+def play(envs, render, nets, graphs, episodes: dict, generator: Generator | None):
+    """Acts in N environments without end, by sampled actions, or by the mean ones if there is no
+    generator -> for each step {name: (N, ...)}. `episodes` (begin_episodes) is where they are, and
+    goes on from one call to the next."""
+    device = nets.autoencoder.mean_frame.device
     frames, actions = episodes["frames"].to(device), episodes["actions"].to(device)
-    latents = autoencoder.encode_all(frames)  # anew: the encoder has changed
-    _, history, obs = nets.observe(latents, actions, episodes["state"].numpy())
-    steps, finished = [], []
-    for t in range(num_steps):
-        output = agent.actor(obs)
-        mean, log_std = agent.gaussian(output)
-        action = mean + sampled * log_std.exp() * noise[t]
-        executed = action.clamp(-1, 1)
-        state, reward, terminated, truncated, info = envs.step(executed.cpu().numpy())
-        ended, qpos = terminated | truncated, info["final_states"][:, :9]
-        frame = render(qpos)
-        frames = torch.cat([frames[:, 1:], frame[:, None]], dim=1)
-        latents = torch.cat([latents[:, 1:], autoencoder.encode_all(frame)[:, None]], dim=1)
-        actions = torch.cat([actions, executed[:, None]], dim=1)[:, 1:]
-        features, next_history, next_obs = nets.observe(latents, actions, info["final_obs"])
-        steps.append({
-            "obs": obs,
-            "next_obs": next_obs,
-            "history": history,  # before the action
-            "features": features,  # after it
-            "frame": frame,
-            "qpos": torch.from_numpy(qpos),  # for policy.gif
-            "action": action,
-            "executed": executed,
-            "output": output,
-            "env_reward": torch.from_numpy(reward).float(),  # to log
-            "terminated": torch.from_numpy(terminated),
-            "ended": torch.from_numpy(ended),  # terminated or truncated
-        })
-        history, obs = next_history, next_obs
+    latents = nets.autoencoder.encode_all(frames)  # anew: the encoder has changed
+    _, history, obs = nets.observe(latents, actions, episodes["state"].to(device))
+    while True:
+        noise = torch.zeros((envs.num_envs, nets.agent.middle.numel()))
+        if generator is not None:
+            noise = torch.randn(noise.shape, generator=generator)
+        output, action, executed = graphs["act"](obs, noise.to(device))
+        state, reward, terminated, truncated, info = envs.step(nets.agent.for_envs(executed))
+        ended, final_state = terminated | truncated, state.copy()
+        for i in np.flatnonzero(ended):  # there `state` is the next episode's first
+            final_state[i] = info["final_obs"][i]
+        episodes["length"] += 1
         episodes["return"] += torch.from_numpy(reward)
+        step = {"obs": obs, "history": history, "output": output, "action": action}
+        step |= {"executed": executed, "return": episodes["return"].clone()}
+        step |= {"state": torch.from_numpy(final_state), "env_reward": torch.from_numpy(reward)}
+        step |= {"terminated": torch.from_numpy(terminated), "ended": torch.from_numpy(ended)}
+        step["steps_left"] = episodes["limit"] - episodes["length"]
+        poses = render.poses(final_state)
+        seen = (poses.to(device), step["state"].to(device), frames, latents, actions, executed)
+        frames, latents, actions, features, history, obs = graphs["see_next"](*seen)
+        step |= {"features": features, "frame": frames[:, -1], "next_obs": obs}  # after the action
         if ended.any():
-            ids = torch.from_numpy(np.flatnonzero(ended)).to(device)
-            frames[ids] = render(envs.qpos[ended])[:, None]  # a first frame is repeated
-            latents[ids], actions[ids] = autoencoder.encode_all(frames[ids]), 0.0
-            _, history, obs = nets.observe(latents, actions, state)
-            finished += episodes["return"][ended].tolist()
-            episodes["return"][ended] = 0.0
-    episodes.update(frames=frames, actions=actions, state=torch.from_numpy(state))
-    rollout = {name: torch.stack([step[name] for step in steps]).to(device) for name in steps[0]}
-    rollout["log_prob"], _ = agent.log_prob_and_entropy(rollout["output"], rollout["action"])
-    return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
+            begun, episodes["length"][ended], episodes["return"][ended] = step["ended"], 0, 0.0
+            seen = (render.poses(state), torch.from_numpy(state), begun)
+            seen = (*(x.to(device) for x in seen), frames, latents, actions)
+            frames, latents, actions, _, history, obs = graphs["see_first"](*seen)
+        episodes.update(frames=frames, actions=actions, state=torch.from_numpy(state))
+        yield step
 
 
-def update_latent_discriminator(nets, optimizers, expert, rollout, args: Args, generator):
+def collect_frames(envs, render, nets, graphs, episodes: dict, num_steps: int, generator):
+    """T steps with sampled actions -> rollout {name: (T, N, ...)} on the networks' device, log."""
+    rollout, device = {}, nets.autoencoder.mean_frame.device
+    for t, step in zip(range(num_steps), play(envs, render, nets, graphs, episodes, generator)):
+        for name, x in step.items():
+            if t == 0:
+                rollout[name] = x.new_empty((num_steps, *x.shape))
+            rollout[name][t] = x
+    returns = rollout["return"][rollout["ended"]]
+    rollout = {name: x.to(device) for name, x in rollout.items()}
+    rollout["log_prob"], _ = nets.agent.log_prob_and_entropy(rollout["output"], rollout["action"])
+    return rollout, {"charts/episodic_return": returns.mean().item()} if len(returns) else {}
+
+
+def discriminator_step(nets, optimizers, args, expert: Tensor, policy: Tensor, mix: Tensor):
+    """One step of D on features of expert and policy, (B, K Z) each -> what is to be logged."""
+    expert_logit, policy_logit = nets.disc(torch.cat([expert, policy])).chunk(2)
+    loss = discriminator_loss(expert_logit, policy_logit)
+    penalty = gradient_penalty(nets.disc, expert, policy, mix)
+    optimizers["disc"].zero_grad()
+    (loss + args.grad_penalty_coef * penalty).backward()
+    optimizers["disc"].step()
+    expert_prob, policy_prob = torch.sigmoid(expert_logit), torch.sigmoid(policy_logit)
+    accuracies = (expert_logit > 0).float().mean(), (policy_logit < 0).float().mean()
+    log = (loss, expert_prob.mean(), policy_prob.mean(), *accuracies, penalty)
+    return tuple(x.detach() for x in log)
+
+
+def update_latent_discriminator(graphs, expert, rollout, args: Args, generator):
     """Steps of D on features of the expert (L, K Z) and of the rollout -> log of the last."""
     expert, policy = expert["features"], rollout["features"].flatten(0, 1)
-    size = args.disc_batch_size // WORLD_SIZE
-    for _ in range(args.disc_steps):
-        indices = torch.randint(len(expert), (size,), generator=generator)
-        expert_x = expert[indices.to(expert.device)]
-        indices = torch.randint(len(policy), (size,), generator=generator)
-        policy_x = policy[indices.to(expert.device)]
-        mix = torch.rand((size, 1), generator=generator).to(expert.device)
-        expert_logit, policy_logit = nets.disc(torch.cat([expert_x, policy_x])).split(size)
-        loss = discriminator_loss(expert_logit, policy_logit)
-        penalty = gradient_penalty(nets.disc, expert_x, policy_x, mix)
-        optimizers["disc"].zero_grad()
-        (loss + args.grad_penalty_coef * penalty).backward()
-        optimizers["disc"].step()
-    return {
-        "disc/loss": loss.item(),
-        "disc/expert_prob": torch.sigmoid(expert_logit).mean().item(),
-        "disc/policy_prob": torch.sigmoid(policy_logit).mean().item(),
-        "disc/expert_acc": (expert_logit > 0).float().mean().item(),
-        "disc/policy_acc": (policy_logit < 0).float().mean().item(),
-        "disc/grad_penalty": penalty.item(),
-    }
+    shape = (args.disc_steps, args.disc_batch_size // WORLD_SIZE)
+    expert_rows = torch.randint(len(expert), shape, generator=generator).to(expert.device)
+    policy_rows = torch.randint(len(policy), shape, generator=generator).to(expert.device)
+    mix = torch.rand((*shape, 1), generator=generator).to(expert.device)
+    for i in range(args.disc_steps):
+        log = graphs["disc_step"](expert[expert_rows[i]], policy[policy_rows[i]], mix[i])
+    names = ("loss", "expert_prob", "policy_prob", "expert_acc", "policy_acc", "grad_penalty")
+    return {f"disc/{name}": x for name, x in zip(names, torch.stack(log).tolist())}
 
 
 @torch.no_grad()
-def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, args: Args):
-    """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), normalized, "absorbing": what
-    would follow if the task ended, which HalfCheetah's never does}, log."""
-    rewards = F.softplus(nets.disc(rollout["features"])).squeeze(-1)
+def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: dict, args: Args):
+    """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), "absorbing": that of each step
+    after an end}, normalized; log. `visits` has the counts (2,) of "expert" and "policy"; the
+    rollout's are added to the policy's, which fade."""
+    logit = nets.disc(rollout["features"]).squeeze(-1)
+    counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
+    counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()
+    visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    rewards, absorbing = F.softplus(logit + offset), F.softplus(absorbing_logit)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
-    log["reward/env_mean"] = rollout["env_reward"].mean().item()
+    log |= {"reward/absorbing": absorbing.item()}
+    log |= {"reward/env_mean": rollout["env_reward"].mean().item()}
     if args.normalize_reward:
         normalizer.update(all_gather(rewards))
-        rewards = normalizer.normalize(rewards)
-    return {"steps": rewards, "absorbing": 0.0}, log
+        rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
+    return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
-def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Args, generator):
+def policy_step(nets, optimizers, args, obs, action, old_log_prob, advantage, returns):
+    """One step of PPO on a minibatch, (B, ...) each -> what is to be logged."""
+    agent = nets.agent
+    log_prob, entropy = agent.log_prob_and_entropy(agent.actor(obs), action)
+    log_ratio, entropy = log_prob - old_log_prob, entropy.mean()
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+    value_loss = 0.5 * F.mse_loss(agent.value(obs), returns)
+    optimizers["agent"].zero_grad()
+    (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    optimizers["agent"].step()
+    ratio = log_ratio.exp()
+    kl = (ratio - 1 - log_ratio).mean()  # the estimator k3 of http://joschu.net/blog/kl-approx.html
+    clipfrac = ((ratio - 1).abs() > args.clip_coef).float().mean()
+    return tuple(x.detach() for x in (policy_loss, value_loss, entropy, kl, clipfrac))
+
+
+def update_latent_policy(nets, graphs, rollout, rewards: dict, args: Args, generator):
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
     with torch.no_grad():
-        values, next_values = agent.value(rollout["obs"]), agent.value(rollout["next_obs"])
+        values = nets.agent.value(rollout["obs"])
+        next_values = nets.agent.value(rollout["next_obs"])
     next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
     advantages, returns = compute_gae(
         rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
     )
-    batch = {name: rollout[name] for name in ("obs", "action", "log_prob")}
-    batch |= {"advantage": advantages, "return": returns}
-    batch = {name: x.flatten(0, 1) for name, x in batch.items()}
+    batch = [rollout["obs"], rollout["action"], rollout["log_prob"], advantages, returns]
+    batch = [x.flatten(0, 1) for x in batch]
     for _ in range(args.update_epochs):
         order = torch.randperm(values.numel(), generator=generator).to(values.device)
-        for indices in order.tensor_split(args.num_minibatches):
-            mini = {name: x[indices] for name, x in batch.items()}
-            output = agent.actor(mini["obs"])
-            log_prob, entropy = agent.log_prob_and_entropy(output, mini["action"])
-            log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
-            advantage = mini["advantage"] - mini["advantage"].mean()
-            advantage = advantage / (mini["advantage"].std() + 1e-8)
-            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
-            value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
-            optimizer.zero_grad()
-            (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
-            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            optimizer.step()
-    ratio, unexplained = log_ratio.exp(), (returns - values).var() / (returns.var() + 1e-8)
-    return {
-        "losses/policy_loss": policy_loss.item(),
-        "losses/value_loss": value_loss.item(),
-        "losses/entropy": entropy.item(),
-        # the estimator k3 of http://joschu.net/blog/kl-approx.html
-        "losses/approx_kl": (ratio - 1 - log_ratio).mean().item(),
-        "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean().item(),
-        "losses/explained_variance": 1 - unexplained.item(),
-    }
+        for rows in order.tensor_split(args.num_minibatches):
+            log = graphs["policy_step"](*(x[rows] for x in batch))
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+    log = {f"losses/{name}": x for name, x in zip(names, torch.stack(log).tolist())}
+    unexplained = (returns - values).var() / (returns.var() + 1e-8)
+    return log | {"losses/explained_variance": 1 - unexplained.item()}
 
 
-def update_predictor(nets, optimizers, rollout, num_steps: int, generator):
+def predictor_step(nets, optimizers, inputs: Tensor, targets: Tensor) -> tuple[Tensor]:
+    loss = F.mse_loss(nets.predictor(inputs), targets)
+    optimizers["predictor"].zero_grad()
+    loss.backward()
+    optimizers["predictor"].step()
+    return (loss.detach(),)
+
+
+def update_predictor(nets, graphs, rollout, num_steps: int, generator):
     """Steps of the predictor on minibatches of history, LOOK_AHEAD actions, and what then was seen:
     last step between latents and newest latent -> log of the last."""
     inside, targets = whole_windows(rollout["ended"], LOOK_AHEAD), rollout["features"]
     actions = [rollout["executed"][k : k + len(inside)] for k in range(LOOK_AHEAD)]
     inputs = torch.cat([rollout["history"][: len(inside)], *actions], dim=-1)[inside]
     targets = targets[LOOK_AHEAD - 1 :, :, -nets.predictor[-1].out_features :][inside]
-    for _ in range(num_steps):
-        size = (PREDICTOR_BATCH_SIZE // WORLD_SIZE,)
-        indices = torch.randint(len(inputs), size, generator=generator).to(inputs.device)
-        loss = F.mse_loss(nets.predictor(inputs[indices]), targets[indices])
-        optimizers["predictor"].zero_grad()
-        loss.backward()
-        optimizers["predictor"].step()
+    shape = (num_steps, PREDICTOR_BATCH_SIZE // WORLD_SIZE)
+    for rows in torch.randint(len(inputs), shape, generator=generator).to(inputs.device):
+        (loss,) = graphs["predictor_step"](inputs[rows], targets[rows])
     return {"ae/prediction": loss.item()}
 
 
+def autoencoder_step(nets, optimizers, args, expert, snippets, actions, usable):
+    """One step on the expert's frames (B, H, W) and snippets (S, length, H, W) of the policy's. The
+    inverse model learns from the latter alone: nobody tells what the expert did. actions (S, W, A)
+    led to the last frames of the snippets' windows, which are usable (S, W) bool."""
+    frames, count = torch.cat([expert, snippets.flatten(0, 1)]), len(expert)
+    # bfloat16 halves the time. It is for this training alone: D and policy see float32.
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    device = frames.device.type
+    with torch.autocast(device, torch.bfloat16, device == "cuda" or has_bf16):
+        latents = nets.autoencoder.encode(frames)
+        errors = nets.autoencoder.errors(latents, frames)
+    loss, inverse_error = errors[:count].mean() + errors[count:].mean(), torch.zeros_like(errors[0])
+    if nets.inverse:
+        windows = latents[count:].float().unflatten(0, snippets.shape[:2])
+        windows = windows.unfold(1, args.frame_stack, 1).mT.flatten(0, 1)  # (S W, K, Z)
+        inverse_error = inverse_loss(
+            nets.inverse, windows, actions.flatten(0, 1), usable.flatten()
+        )
+    optimizers["autoencoder"].zero_grad()
+    (loss + args.inverse_coef * inverse_error).backward()
+    optimizers["autoencoder"].step()
+    return loss.detach(), inverse_error.detach()
+
+
 def update_autoencoder(
-    nets, optimizers, expert, rollout, num_steps: int, args: Args, generator, with_inverse=True
+    graphs, expert, rollout, num_steps: int, args: Args, generator, with_inverse=True
 ):
     """Steps on minibatches of frames, half the expert's and half snippets of the rollout: as many
-    as fit whole, of frames in a row from one environment -> log of the last. The inverse model
-    learns from the rollout alone: nobody tells what the expert did."""
+    as fit whole, of frames in a row from one environment -> log of the last."""
     expert, frames, frame_stack = expert["train_frames"], rollout["frame"], args.frame_stack
     device, half = frames.device, args.ae_batch_size // (2 * WORLD_SIZE)
     # Long snippets give many windows: one of 16 frames tells 13 actions with K = 4, 4 of 4 tell 4.
     length = min(max(SNIPPET, frame_stack), half, len(frames))
-    whole, size = whole_windows(rollout["ended"], frame_stack), (half // length, 1)
-    # bfloat16 halves the time. It is for this training alone: D and policy see float32.
-    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    for _ in range(num_steps):
-        expert_frames = expert[torch.randint(len(expert), (half,), generator=generator).to(device)]
-        first = torch.randint(len(frames) - length + 1, size, generator=generator).to(device)
-        env = torch.randint(frames.shape[1], size, generator=generator).to(device)
-        steps = first + torch.arange(length, device=device)  # (snippets, length)
-        batch = torch.cat([expert_frames, frames[steps, env].flatten(0, 1)])
-        with torch.autocast(device.type, torch.bfloat16, device.type == "cuda" or has_bf16):
-            latents = nets.autoencoder.encode(batch)
-            errors = nets.autoencoder.errors(latents, batch)
-        loss, inverse_error = errors[:half].mean() + errors[half:].mean(), torch.zeros(())
-        if nets.inverse and with_inverse:
-            snippets = latents[half:].float().unflatten(0, (-1, length))
-            windows = snippets.unfold(1, frame_stack, 1).mT  # (snippets, windows, K, Z)
-            usable = whole[steps[:, : windows.shape[1]], env]
-            actions = rollout["executed"][steps[:, frame_stack - 1 :], env]
-            if usable.any():
-                inverse_error = inverse_loss(nets.inverse, windows[usable], actions[usable])
-        optimizers["autoencoder"].zero_grad()
-        (loss + args.inverse_coef * inverse_error).backward()
-        optimizers["autoencoder"].step()
+    usable, shape = whole_windows(rollout["ended"], frame_stack), (num_steps, half // length, 1)
+    rows = torch.randint(len(expert), (num_steps, half), generator=generator).to(device)
+    first = torch.randint(len(frames) - length + 1, shape, generator=generator).to(device)
+    env = torch.randint(frames.shape[1], shape, generator=generator).to(device)
+    steps = first + torch.arange(length, device=device)  # (num_steps, S, length)
+    starts, ends = steps[..., : length - frame_stack + 1], steps[..., frame_stack - 1 :]
+    for i in range(num_steps):
+        actions, whole = rollout["executed"][ends[i], env[i]], usable[starts[i], env[i]]
+        loss, inverse_error = graphs["autoencoder_step"](
+            expert[rows[i]], frames[steps[i], env[i]], actions, whole & with_inverse
+        )
     return {"ae/loss": loss.item(), "ae/inverse": inverse_error.item()}
 
 
@@ -643,25 +781,27 @@ def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     """Sets expert["features"] (L, K Z), of the frames after each action, with the encoder as it is
     now; from now on their mean and deviation standardize the policy's features too."""
     features = latent_steps(autoencoder.encode_all(expert["frames"])[expert["windows"]])
-    autoencoder.standardize = Standardize(features.cpu().numpy()).to(features.device)
+    statistics = Standardize(features.cpu().numpy()).state_dict()
+    autoencoder.standardize.load_state_dict(statistics)  # into the tensors that CUDA graphs read
     expert["features"] = autoencoder.standardize(features)[expert["after_action"]]
 
 
-def pretrain(envs, render, nets, optimizers, expert, episodes, args: Args, generator) -> None:
+def pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args: Args, generator):
     """Autoencoder, inverse model and predictor learn from the untrained policy's random actions."""
+    collected = (envs, render, nets, graphs, episodes, args.num_steps, generator)
     if args.pretrain_steps:
-        rollout, _ = collect_frames(envs, render, nets, episodes, args.num_steps, generator)
+        rollout, _ = collect_frames(*collected)
         for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
             rest = min(1.0, max(2 - 2 * i / args.pretrain_steps, REST_OF_AE_LR))
-            optimizers["autoencoder"].param_groups[0]["lr"] = args.ae_learning_rate * rest
+            optimizers["autoencoder"].param_groups[0]["lr"].fill_(args.ae_learning_rate * rest)
             # Reconstruction goes first: latents that mean nothing yet have nothing to tell.
             inverse = i > 0.2 * args.pretrain_steps
-            update_autoencoder(nets, optimizers, expert, rollout, 1, args, generator, inverse)
+            update_autoencoder(graphs, expert, rollout, 1, args, generator, inverse)
         encode_expert(nets.autoencoder, expert)
     if nets.predictor:
-        rollout, _ = collect_frames(envs, render, nets, episodes, args.num_steps, generator)
+        rollout, _ = collect_frames(*collected)
         steps = PREDICTOR_PRETRAINING * args.predictor_steps
-        update_predictor(nets, optimizers, rollout, steps, generator)
+        update_predictor(nets, graphs, rollout, steps, generator)
 
 
 # Training
@@ -672,13 +812,22 @@ def train(args: Args) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
     device, generator = join_processes(args.cuda), Generator().manual_seed(args.seed)
-    demos = load_demos(args, required=["qpos"])
-    render = Renderer(args.image_size, args.threads, device)
-    expert = film_expert(demos, render, args.frame_stack)
-    nets = Networks(expert["frames"], demos["obs"], args, generator).to(device)
+    demos = load_demos(args, required=[])
+    if args.gamma == 0:  # the reward of a third of an episode counts
+        args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
+    envs = make_envs(demos, args.num_envs // WORLD_SIZE, args.threads)
+    found, wanted = demos["observations"].shape[1:], envs.single_observation_space.shape
+    require(found == wanted, f"--demos: each row of its observations has shape {found}, the "
+            f"environment's {wanted}; give demonstrations of this environment.")
+    render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
+    expert, space = film_expert(demos, render, args.frame_stack), envs.single_action_space
+    nets = Networks(expert["frames"], demos["obs"], space, args, generator).to(device)
     optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
-    envs = BatchHalfCheetah(args.num_envs // WORLD_SIZE, demos["max_episode_steps"], args.threads)
-    demos["random_return"] = random_return(demos["max_episode_steps"], args.seed)
+    graphs = make_graphs(nets, render, optimizers, args)
+    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
+    counts = count_visits(len(demos["obs"]), steps_left, torch.from_numpy(demos["terminated"]))
+    visits = {"expert": counts, "policy": torch.zeros(2)}
+    demos["random_return"] = random_return(demos, args.seed)
 
     rows, seconds, wandb_id = [], 0.0, None
     if args.resume:
@@ -686,15 +835,18 @@ def train(args: Args) -> dict[str, float]:
         nets.load_state_dict(saved["networks"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"].to(device)
         normalizer.moments.extend(saved["moments"])
+        visits = saved["visits"]
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
-    own_seed = args.seed + 1_000_000 * RANK + len(rows)
-    episodes = begin_episodes(envs, render, args.frame_stack, own_seed)
+    own_seed, limit = args.seed + 1_000_000 * RANK + len(rows), demos["max_episode_steps"]
+    episodes = begin_episodes(envs, render, args.frame_stack, own_seed, limit)
     if RANK > 0:  # the same networks, other noise and, when resumed, new episodes
         generator.manual_seed(own_seed)
-    elif args.resume and len(saved["episodes"]["return"]) == envs.num_envs:  # as many processes
-        envs.set_state(saved["simulator"])
+    elif args.resume and saved["simulator"] and len(saved["episodes"]["state"]) == envs.num_envs:
+        envs.set_state(saved["simulator"])  # BatchHalfCheetah's, of as many processes
         episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     pretraining = args.pretraining_rollouts() * batch_size
@@ -707,31 +859,31 @@ def train(args: Args) -> dict[str, float]:
     start = time.perf_counter() - seconds
     encode_expert(nets.autoencoder, expert)
     if not args.resume:
-        pretrain(envs, render, nets, optimizers, expert, episodes, args, generator)
+        pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args, generator)
         encode_expert(nets.autoencoder, expert)
     annealed = [group for x in optimizers if x != "disc" for group in optimizers[x].param_groups]
     for group in annealed:
-        group.setdefault("initial_lr", group["lr"])
+        group.setdefault("initial_lr", group["lr"].item())
     todo, off = range(len(rows), num_iterations), RANK > 0 or None  # None: if there is no terminal
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=off)
     for iteration in bar:
         if args.anneal_lr:
             for group in annealed:
-                group["lr"] = group["initial_lr"] * (1 - iteration / num_iterations)
+                group["lr"].fill_(group["initial_lr"] * (1 - iteration / num_iterations))
         clock = [time.perf_counter()]
-        rollout, log = collect_frames(envs, render, nets, episodes, args.num_steps, generator)
+        rollout, log = collect_frames(
+            envs, render, nets, graphs, episodes, args.num_steps, generator
+        )
         clock.append(time.perf_counter())
-        log |= update_latent_discriminator(nets, optimizers, expert, rollout, args, generator)
-        rewards, reward_log = compute_latent_rewards(nets, rollout, normalizer, args)
+        log |= update_latent_discriminator(graphs, expert, rollout, args, generator)
+        rewards, reward_log = compute_latent_rewards(nets, rollout, normalizer, visits, args)
         clock.append(time.perf_counter())
-        log |= update_policy(nets.agent, optimizers["agent"], rollout, rewards, args, generator)
+        log |= update_latent_policy(nets, graphs, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
         if nets.predictor:
-            log |= update_predictor(nets, optimizers, rollout, args.predictor_steps, generator)
+            log |= update_predictor(nets, graphs, rollout, args.predictor_steps, generator)
         if args.ae_steps:
-            log |= update_autoencoder(
-                nets, optimizers, expert, rollout, args.ae_steps, args, generator
-            )
+            log |= update_autoencoder(graphs, expert, rollout, args.ae_steps, args, generator)
             encode_expert(nets.autoencoder, expert)
         clock.append(time.perf_counter())
 
@@ -739,13 +891,13 @@ def train(args: Args) -> dict[str, float]:
             continue  # process 0 evaluates, logs and saves
         step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
         if last or step % args.eval_interval < batch_size:
-            returns, _ = evaluate(nets, render, demos, 20, args.seed + 10_000, args)
-            log |= return_metrics(returns[-1], demos)
+            returns = evaluate(nets, render, graphs, demos, 20, args.seed + 10_000, args)[-1]
+            log |= return_metrics(returns, demos)
             log |= reconstruct(nets.autoencoder, expert, rollout, run_dir / "reconstructions.png")
-            bar.set_postfix_str(f"return {returns[-1].mean():.0f}")
+            bar.set_postfix_str(f"return {returns.mean():.0f}")
         seconds = time.perf_counter() - start
         log |= reward_log | {"charts/SPS": step / seconds}
-        log["charts/learning_rate"] = optimizers["agent"].param_groups[0]["lr"]
+        log["charts/learning_rate"] = optimizers["agent"].param_groups[0]["lr"].item()
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         log |= dict(zip(names, np.diff(clock).tolist()))
         # Nothing may hang on the true return, not even whether the run goes on.
@@ -762,21 +914,23 @@ def train(args: Args) -> dict[str, float]:
                 "networks": nets.state_dict(),
                 "optimizers": {name: x.state_dict() for name, x in optimizers.items()},
                 "moments": list(normalizer.moments),
+                "visits": visits,
                 "generator": generator.get_state(),
-                "simulator": envs.get_state(),
+                "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
                 "episodes": episodes,
                 "rows": rows,
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
             policy = {"kind": "gail_pixels_ae policy", "args": vars(args)}
-            policy |= {"networks": nets.state_dict(), "max_episode_steps": envs.max_episode_steps}
+            policy |= {"networks": nets.state_dict(), "max_episode_steps": limit}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
+    envs.close()
     if RANK > 0:
         return {}
-    return report(nets, render, demos, rows, seconds, args, run_dir)
+    return report(nets, render, graphs, demos, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations, environments, frames, processes ---
@@ -891,81 +1045,125 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.rng.bit_generator.state = saved["rng"]
 
 
-class Renderer:
-    """Frames of simulation states, by OpenGL: a picture depends on qpos alone. MuJoCo's C calls
-    release the GIL, so threads do as well as processes; an OpenGL context belongs to one thread."""
-
-    def __init__(self, height: int, threads: int, device):
-        self.height, self.width = height, 8 * round(height * VIEW_ASPECT / 8)
-        self.model, self.threads, self.device = BatchHalfCheetah(1, 1, 1).model, threads, device
-        # What is not needed to see the animal goes: shadows, smooth edges, reflections, sky and
-        # haze (37 frames/s with them in software, 1,000 without), then fine capsules (2,900).
-        vis = self.model.vis
-        vis.quality.shadowsize = vis.quality.offsamples = 0
-        vis.quality.numslices, vis.quality.numstacks, vis.quality.numquads = 12, 6, 1
-        vis.global_.offheight, vis.global_.offwidth = self.height, self.width
-        vis.global_.fovy = math.degrees(2 * math.atan(VIEW_HEIGHT / 2 / CAMERA_DISTANCE))
-        os.environ.setdefault("LP_NUM_THREADS", "0")  # or software OpenGL starts threads of its own
-        self.pool, self.local = ThreadPoolExecutor(threads), threading.local()
-
-    def setup(self) -> None:
-        """Once a thread, before its first picture."""
-        self.local.gl = open_gl(self.width, self.height)
-        self.local.data = mujoco.MjData(self.model)
-        self.local.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.local.context)
-        self.local.scene = mujoco.MjvScene(self.model, 100)
-        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
-            self.local.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
-
-    def draw(self, qpos: np.ndarray) -> np.ndarray:
-        """(B, nq) -> (B, H, W), in the calling thread."""
-        if not hasattr(self.local, "scene"):
-            self.setup()
-        model, data, scene = self.model, self.local.data, self.local.scene
-        camera, option, visible = mujoco.MjvCamera(), mujoco.MjvOption(), mujoco.mjtCatBit.mjCAT_ALL
-        camera.distance, camera.azimuth, camera.elevation = CAMERA_DISTANCE, 90.0, CAMERA_ELEVATION
-        rect, torso = mujoco.MjrRect(0, 0, self.width, self.height), model.body("torso").id
-        rgb = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
-        for i in range(len(qpos)):
-            data.qpos[:] = qpos[i]
-            # After a step MuJoCo's derived fields lag one substep: all is made anew from qpos.
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_comPos(model, data)
-            mujoco.mj_camlight(model, data)
-            camera.lookat[:] = data.subtree_com[torso][0], 0, VIEW_CENTRE
-            mujoco.mjv_updateScene(model, data, option, None, camera, visible, scene)
-            mujoco.mjr_render(rect, scene, self.local.context)
-            mujoco.mjr_readPixels(rgb[i], None, rect, self.local.context)
-        red, _, blue = np.moveaxis(rgb[:, ::-1].astype(np.int16), -1, 0)  # OpenGL's rows go up
-        return np.clip((20 * red - 17 * blue) // 10, 0, 255).astype(np.uint8)
-
-    def __call__(self, qpos: np.ndarray) -> Tensor:
-        """qpos (B, nq) -> frames (B, H, W) uint8 on the device."""
-        pieces = self.threads * math.ceil(len(qpos) / self.threads / 256)  # to fit the memory
-        frames = np.concatenate(list(self.pool.map(self.draw, np.array_split(qpos, pieces))))
-        return torch.from_numpy(frames).to(self.device)
-
-
-def open_gl(width: int, height: int):
-    """An OpenGL context without a display: EGL on Linux, but where MUJOCO_GL names another;
-    elsewhere MuJoCo's default."""
+def make_envs(task: dict, num_envs: int, threads: int):
+    """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
+    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
+    discrete."""
+    env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, limit, threads)
+    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
-            from mujoco.egl import GLContext as make_context
-        else:
-            make_context = mujoco.GLContext
-        context = make_context(width, height)
-        context.make_current()
-        return context
-    except Exception as error:  # each kind of OpenGL fails in its own way
-        advice = "install libegl1, libegl-mesa0 and libgl1-mesa-dri (Debian), or set MUJOCO_GL"
-        raise UserError(f"no OpenGL here ({type(error).__name__}); {advice}.") from None
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+    except (gym.error.Error, ImportError) as error:
+        advice = "give a registered gymnasium id"
+        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+    obs, actions = envs.single_observation_space, envs.single_action_space
+    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
+    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
+            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
+    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
+            "Box, or Discrete from 0; choose another environment.")
+    return envs
 
 
-def film_expert(demos: dict, render: Renderer, frame_stack: int) -> dict[str, Tensor]:
+def body_of(env_id: str) -> str:
+    """HalfCheetah of HalfCheetah-v4, and of my_envs:HalfCheetah-v0."""
+    return re.split("[:/]", env_id)[-1].rsplit("-v", 1)[0]
+
+
+class CapsuleRenderer(nn.Module):
+    """Draws bodies made of capsules and spheres for whole batches, on whatever device. The camera
+    is far off (an orthographic projection: a capsule's picture is a flat capsule) and runs along
+    with the centre of mass. MuJoCo tells where the G capsules and spheres are."""
+
+    def __init__(self, envs, height: int, threads: int):
+        super().__init__()
+        fast = isinstance(envs, BatchHalfCheetah)
+        model = envs.model if fast else envs.envs[0].unwrapped.model
+        view_height, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
+        self.height, self.width = height, 8 * round(height * VIEW_ASPECT / 8)
+        self.pixel = view_height / height  # metres
+
+        self.batch = Batch(model, POSES_AT_ONCE, threads)
+        self.qpos, self.positions, self.rotations, self.centers_of_mass = map(
+            self.batch.bind, ("qpos", "geom_xpos", "geom_xmat", "subtree_com")
+        )
+        plane, sphere, capsule = (
+            int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
+        )
+        self.geoms = np.flatnonzero(model.geom_type != plane)
+        for i in self.geoms:
+            require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
+                    f"'{model.geom(i).name}' is neither capsule nor sphere, which are all that can "
+                    "be drawn; choose another environment.")
+        is_capsule = model.geom_type[self.geoms] == capsule
+        self.half_lengths = np.where(is_capsule, model.geom_size[self.geoms, 1], 0.0)[:, None]
+        red, _, blue, _ = model.geom_rgba[self.geoms].T
+        brightness = 255 * np.clip(2 * red - 1.7 * blue, 0.3, 1.0)  # left and right legs differ
+        self.looks = np.stack([model.geom_size[self.geoms, 0], brightness], axis=1)  # and radius
+        sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+        self.axes = np.array([[1, 0, 0], [0, sin, cos], [0, cos, -sin]])  # right, up, away from us
+
+        rows = (height / 2 - 0.5 - torch.arange(height)) * self.pixel  # metres above the middle
+        self.register_buffer("rows", rows[:, None])
+        columns = (torch.arange(self.width) + 0.5 - self.width / 2) * self.pixel
+        self.register_buffer("columns", columns)
+        below = (0.5 - (rows + self.look_at_height) / self.pixel).clamp(0, 1) * (degrees == 0)
+        self.register_buffer("background", (GROUND * below)[:, None].repeat(1, self.width))
+
+    def poses(self, obs: np.ndarray) -> Tensor:
+        """Observations (B, O), which begin with positions -> (B, G, 6), the farthest first: middle
+        (right, up) and half the axis (right, up) in the picture, radius, in metres; brightness."""
+        poses = np.empty((len(obs), len(self.geoms), 6))
+        for start in range(0, len(obs), POSES_AT_ONCE):
+            piece = obs[start : start + POSES_AT_ONCE]
+            ids = np.arange(len(piece))
+            self.qpos[ids, self.unobserved :] = piece[:, : self.qpos.shape[1] - self.unobserved]
+            self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS)
+            look_at = self.centers_of_mass[ids, 1]  # of the first body and all that hangs on it
+            look_at[:, 2] = self.look_at_height
+            middles = (self.positions[ids][:, self.geoms] - look_at[:, None]) @ self.axes.T
+            rotations = self.rotations[ids][:, self.geoms].reshape(len(ids), -1, 3, 3)
+            half_axes = self.half_lengths * (rotations[..., 2] @ self.axes.T)
+            looks = np.broadcast_to(self.looks, (len(ids), *self.looks.shape))
+            piece = np.concatenate([middles[..., :2], half_axes[..., :2], looks], axis=2)
+            order = np.argsort(-middles[..., 2].round(6), axis=1, kind="stable")
+            poses[start + ids] = np.take_along_axis(piece, order[..., None], axis=1)
+        return torch.from_numpy(poses).float()
+
+    def draw(self, poses: Tensor) -> Tensor:
+        """Poses (B, G, 6) -> frames (B, H, W) uint8. One capsule after the other covers what is
+        there; the pixels at its edge, by as much as it fills of them."""
+        right, up, axis_right, axis_up, radius, brightness = poses[..., None, None].unbind(2)
+        half = torch.hypot(axis_right, axis_up)  # each of these is (B, G, 1, 1)
+        cos = torch.where(half > 1e-6, axis_right / half, 1.0)
+        sin = torch.where(half > 1e-6, axis_up / half, 0.0)
+        # In this unit, the squared distance to the axis grows by 1 within the pixel at the edge.
+        unit = (2 * radius * self.pixel).sqrt()
+        columns, rows, half = (self.columns - right) / unit, (self.rows - up) / unit, half / unit
+        edge = 0.5 + radius / (2 * self.pixel)
+        shade = 0.8 * brightness * self.pixel / radius
+        image = self.background.expand(len(poses), -1, -1).clone()
+        for g in range(poses.shape[1]):  # in place, for speed
+            along = columns[:, g] * cos[:, g] + rows[:, g] * sin[:, g]
+            across = rows[:, g] * cos[:, g] - columns[:, g] * sin[:, g]
+            beyond = along.abs_().sub_(half[:, g]).clamp_(min=0)  # the end of the axis
+            distance = beyond.square_().add_(across.square_())
+            colour = torch.sub(brightness[:, g], torch.mul(distance, shade[:, g], out=across))
+            image.lerp_(colour, torch.sub(edge[:, g], distance, out=distance).clamp_(0, 1))
+        return image.clamp_(0, 255).round_().to(torch.uint8)
+
+    def forward(self, obs: np.ndarray) -> Tensor:
+        """Observations (B, O) -> frames (B, H, W) uint8."""
+        poses = self.poses(obs).to(self.background.device)
+        return torch.cat([self.draw(piece) for piece in poses.split(FRAMES_AT_ONCE)])
+
+
+def film_expert(demos: dict, render, frame_stack: int) -> dict[str, Tensor]:
     """Frames of the demonstrations, and which of them belong together."""
-    frames, lengths = render(demos["qpos"]), demos["lengths"]
+    frames, lengths = render(demos["observations"]), demos["lengths"]
     windows = torch.from_numpy(window_rows(lengths, frame_stack)).to(frames.device)
     after_action = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
     after_action[np.cumsum(lengths + 1) - (lengths + 1)] = False  # but each episode's first
@@ -974,15 +1172,18 @@ def film_expert(demos: dict, render: Renderer, frame_stack: int) -> dict[str, Te
     return expert | {"train_frames": frames[:train], "heldout_frames": frames[train:]}
 
 
-def begin_episodes(envs: BatchHalfCheetah, render: Renderer, frame_stack: int, seed: int) -> dict:
-    """What a rollout goes on from: the last K frames (N, K, H, W), oldest first, the last K - 1
-    actions (N, K - 1, A), states (N, O), returns so far (N,)."""
+def begin_episodes(envs, render, frame_stack: int, seed: int, limit: int) -> dict:
+    """What play() goes on from: the last K frames (N, K, H, W), oldest first, K - 1 actions
+    (N, K - 1, A), states (N, O), steps and returns so far (N,), and the most steps of an episode.
+    """
     state, _ = envs.reset(seed=seed)
     return {
-        "frames": render(envs.qpos)[:, None].repeat(1, frame_stack, 1, 1),
-        "actions": torch.zeros(envs.num_envs, frame_stack - 1, ACTION_DIM),
+        "frames": render(state)[:, None].repeat(1, frame_stack, 1, 1),
+        "actions": torch.zeros(len(state), frame_stack - 1, *envs.single_action_space.shape),
         "state": torch.from_numpy(state),
-        "return": torch.zeros(envs.num_envs, dtype=torch.float64),
+        "length": torch.zeros(len(state), dtype=torch.int64),
+        "return": torch.zeros(len(state), dtype=torch.float64),
+        "limit": limit,
     }
 
 
@@ -1021,23 +1222,44 @@ def average_gradients(optimizer, *_) -> None:
 # --- Plumbing: evaluation, files, command line ---
 
 
-def random_return(max_episode_steps: int, seed: int) -> float:
+def random_return(task: dict, seed: int) -> float:
     """Mean return of 20 episodes with random actions."""
-    envs = BatchHalfCheetah(20, max_episode_steps, 1)
+    envs = make_envs(task, 20, 1)
     envs.reset(seed=seed)
     envs.action_space.seed(seed)
-    rewards = [envs.step(envs.action_space.sample())[1] for _ in range(max_episode_steps)]
-    return np.sum(rewards, axis=0).mean().item()
+    running, total = np.ones(20, bool), np.zeros(20)
+    while running.any():
+        _, reward, terminated, truncated, _ = envs.step(envs.action_space.sample())
+        total += np.where(running, reward, 0.0)
+        running &= ~(terminated | truncated)
+    envs.close()
+    return total.mean().item()
 
 
-def evaluate(nets: Networks, render, task: dict, episodes: int, seed: int, args, sampled=False):
+def evaluate(nets, render, graphs, task: dict, episodes: int, seed: int, args, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
-    sampled ones, the last row being the episodes' returns; and the rollout."""
-    envs = BatchHalfCheetah(episodes, task["max_episode_steps"], args.threads)
-    begun = begin_episodes(envs, render, args.frame_stack, seed)
-    steps, generator = task["max_episode_steps"], Generator().manual_seed(seed)
-    rollout, _ = collect_frames(envs, render, nets, begun, steps, generator, sampled)
-    return rollout["env_reward"].double().cumsum(0).cpu().numpy(), rollout
+    sampled ones; the last row is the episodes' returns."""
+    envs, generator = make_envs(task, episodes, args.threads), None
+    if sampled:
+        generator = Generator().manual_seed(seed)
+    begun = begin_episodes(envs, render, args.frame_stack, seed, task["max_episode_steps"])
+    running, rewards = np.ones(episodes, bool), []
+    for step in play(envs, render, nets, graphs, begun, generator):
+        rewards.append(np.where(running, step["env_reward"].numpy(), 0.0))
+        running &= ~step["ended"].numpy()
+        if not running.any():
+            break
+    envs.close()
+    return np.cumsum(rewards, axis=0)
+
+
+def check_finite(envs, obs: np.ndarray, step) -> None:
+    """UserError that names the first number of observations (N, O) that is none."""
+    if not np.isfinite(obs).all():
+        i, dim = np.argwhere(~np.isfinite(obs))[0]
+        step = np.broadcast_to(step, len(obs))[i]
+        raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
+                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
@@ -1054,10 +1276,11 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     return metrics
 
 
-def final_evaluation(nets, render, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
+def final_evaluation(nets, render, graphs, task: dict, args, folder: Path) -> list[np.ndarray]:
     """Returns (E,) with the mean action, and sampled; evaluation.npz gets those after each step."""
-    mean, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 20_000, args)
-    sampled, _ = evaluate(nets, render, task, args.eval_episodes, args.seed + 30_000, args, True)
+    settings, count = (nets, render, graphs, task), args.eval_episodes
+    mean = evaluate(*settings, count, args.seed + 20_000, args)
+    sampled = evaluate(*settings, count, args.seed + 30_000, args, sampled=True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
     print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
     print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
@@ -1072,16 +1295,20 @@ def evaluate_file(args: Args) -> None:
     own = {name: getattr(args, name) for name in ("seed", "threads", "eval_episodes")}
     trained, device = Args(**saved["args"] | own), join_processes(args.cuda)
     torch.set_num_threads(args.threads)
-    render = Renderer(trained.image_size, args.threads, device)
+    task = {"env_id": trained.env_id, "max_episode_steps": saved["max_episode_steps"]}
+    envs = make_envs(task, 1, args.threads)
+    render = CapsuleRenderer(envs, trained.image_size, args.threads).to(device)
     no_frames = torch.zeros((2, render.height, render.width), dtype=torch.uint8)
-    nets = Networks(no_frames, np.zeros((1, 17)), trained, Generator()).to(device)
-    nets.load_state_dict(saved["networks"])
-    final_evaluation(nets, render, saved, trained, Path(args.evaluate).parent)
+    no_states = np.zeros((1, *envs.single_observation_space.shape))
+    nets = Networks(no_frames, no_states, envs.single_action_space, trained, Generator())
+    nets.to(device).load_state_dict(saved["networks"])
+    graphs = make_graphs(nets, render, {}, trained)
+    final_evaluation(nets, render, graphs, task, trained, Path(args.evaluate).parent)
 
 
-def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
+def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_dir: Path) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png, policy.gif."""
-    returns, sampled = final_evaluation(nets, render, demos, args, run_dir)
+    returns, sampled = final_evaluation(nets, render, graphs, demos, args, run_dir)
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
@@ -1105,7 +1332,7 @@ def report(nets, render, demos: dict, rows: list[dict], seconds: float, args, ru
         wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
     if args.capture_video:
-        record_side_by_side(nets, render, demos, args, run_dir / "policy.gif")
+        record_side_by_side(nets, render, graphs, demos, args, run_dir / "policy.gif")
     return summary
 
 
@@ -1149,12 +1376,20 @@ def reconstruct(autoencoder: Autoencoder, expert: dict, rollout, path: Path) -> 
     return log
 
 
-def record_side_by_side(nets: Networks, render, demos: dict, args: Args, path: Path) -> None:
-    """A GIF of one episode: the expert on the left, the policy's mean action on the right."""
-    _, rollout = evaluate(nets, render, demos, 1, args.seed, args)
-    length, large = int(demos["lengths"][0]), Renderer(168, 1, "cpu")
-    left = large(demos["qpos"][1 : length + 1]).numpy()
-    right = large(rollout["qpos"][:length, 0].cpu().numpy()).numpy()
+def record_side_by_side(nets, render, graphs, demos: dict, args: Args, path: Path) -> None:
+    """A GIF of an episode's beginning: the expert on the left, the policy's mean action on the
+    right."""
+    envs, states = make_envs(demos, 1, 1), []
+    begun = begin_episodes(envs, render, args.frame_stack, args.seed, demos["max_episode_steps"])
+    for step in play(envs, render, nets, graphs, begun, None):
+        states.append(step["state"].numpy())
+        if step["ended"].all() or len(states) == FILM_STEPS:
+            break
+    large, count = CapsuleRenderer(envs, 168, 1), min(demos["lengths"][0], FILM_STEPS)
+    left = large(demos["observations"][1 : count + 1]).numpy()
+    right = large(np.concatenate(states)).numpy()
+    length = max(len(left), len(right))  # the shorter one stands still at its end
+    left, right = (x[np.arange(length).clip(max=len(x) - 1)] for x in (left, right))
     gap = np.full((length, large.height, 4), 255, np.uint8)
     imageio.mimsave(path, list(np.concatenate([left, gap, right], axis=2)), duration=50, loop=0)
 

@@ -88,7 +88,9 @@ class Torch:
         return GPU if kind == "cuda" else torch.device(kind)
 
     def tensor(self, numbers):  # CUDA's own are read one by one, and past __torch_dispatch__
-        return torch.tensor([x.tolist() if torch.is_tensor(x) else x for x in numbers])
+        if isinstance(numbers, list):
+            numbers = [x.tolist() if torch.is_tensor(x) else x for x in numbers]
+        return torch.tensor(numbers)
 
     def __getattr__(self, name):
         return getattr(torch, name)
