@@ -16,9 +16,9 @@ GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, as in `gail_pp
 
 What GAIL on states does not have, and why:
 
- 1. Expert's and policy's frames are drawn by the same code, from the same numbers: they can differ
-    in behaviour alone. The expert's actions, the true reward and (unless --policy-obs state) the
-    true state never reach the learner.
+ 1. Expert's and policy's frames are drawn by the same code: they can differ in behaviour alone.
+    (With a film as demonstrations, look at first_frames.png: is it the same camera?) The expert's
+    actions, the true reward and (unless --policy-obs state) the true state never reach the learner.
  2. D sees the newest latent and the K - 1 *steps* between latents, standardized by the expert's
     statistics: velocities show in steps. A reward is about the frames that its action led to.
  3. The policy sees what comes of that: a predictor (forward model), trained on rollouts, tells
@@ -37,6 +37,7 @@ What GAIL on states does not have, and why:
     python gail_pixels_ae.py                              # K = 4: nine minutes on two cores
     python gail_pixels_ae.py --frame-stack 4 --cuda       # the same on a GPU
     python gail_pixels_ae.py --policy-obs state           # the policy sees the robot's own state
+    python gail_pixels_ae.py --frames render --env-id <id> --demos <film>.npz  # pictures of a task
     python gail_pixels_ae.py --evaluate runs/<run>/policy.pt
     python gail_pixels_ae.py --resume runs/<run>/checkpoint.pt
     torchrun --standalone --nproc-per-node 2 gail_pixels_ae.py
@@ -71,23 +72,22 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that the running mean and deviation of a reward are taken over
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
-# How to look at a body: height of the picture and of its middle above the floor, in metres; degrees
-# from above; how many of its positions (x, or x and y) are no part of its observations
+# How to look at a body: width and height of the picture and the height of its middle above the
+# floor, in metres; degrees from above; how many of its positions are no part of its observations
 CAMERAS = {
-    "HalfCheetah": (1.3, 0.56, 0, 1),
-    "Hopper": (1.9, 0.87, 0, 1),
-    "Walker2d": (1.9, 0.87, 0, 1),
-    "Swimmer": (2.2, 0.0, 90, 2),
-    "Ant": (2.2, 0.5, 45, 2),
-    "Humanoid": (2.0, 0.9, 15, 2),
+    "HalfCheetah": (2.2, 1.3, 0.56, 0, 1),
+    "Hopper": (1.1, 1.8, 0.8, 0, 1),
+    "Walker2d": (1.2, 1.8, 0.8, 0, 1),
+    "Swimmer": (3.8, 2.2, 0.0, 90, 2),
+    "Ant": (2.4, 2.0, 0.5, 45, 2),
+    "Humanoid": (1.4, 1.8, 0.85, 15, 2),
 }
-VIEW_ASPECT = 12 / 7  # width of a picture, in heights
 GROUND = 27.0  # brightness of what is below the floor, seen from the side; the sky is black
-POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # so many fit the cache
+POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # of a film in one go: so many fit the cache
 FILM_STEPS = 200  # that policy.gif shows at most
 LOOK_AHEAD = 2  # steps that the predictor looks ahead
 MODEL_HIDDEN = 256  # width of the hidden layers of predictor and inverse model
@@ -118,7 +118,7 @@ class Args:
     cuda: bool = False  # networks and frames on the GPU
     threads: int = 0  # threads of physics, rendering and networks (0: one per core)
 
-    total_timesteps: int = 1_000_000  # env steps of the whole run, each a frame; with pretraining's
+    total_timesteps: int = 1_000_000  # env steps of the whole run, with pretraining's
     num_envs: int = 64  # parallel environments (N), of all processes together
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
@@ -140,8 +140,10 @@ class Args:
     disc_hidden_size: int = 128  # width of D's two hidden layers
     grad_penalty_coef: float = 0.1  # weight of D's gradient penalty
 
+    frames: Literal["capsules", "render"] = "capsules"
+    """the policy's frames: drawn by this script, or by the environment's own render()"""
     frame_stack: int = 4  # frames that policy and D see at once (K)
-    image_size: int = 56  # height of a frame; it is 12 wide for 7 high, rounded to 8 pixels
+    image_size: int = 56  # shorter side of a frame in pixels; the longer one is as the camera is
     latent_dim: int = 64  # numbers that a frame is encoded into (Z)
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: predicted latents, or the robot's own state"""
@@ -157,14 +159,18 @@ class Args:
         rollout = self.num_envs * self.num_steps
         at_least = {"image_size": 16, "ae_batch_size": 2 * self.frame_stack * WORLD_SIZE}
         at_least |= {"num_steps": max(LOOK_AHEAD, self.frame_stack)}
+        at_least |= {"disc_batch_size": WORLD_SIZE}
         at_least |= {"total_timesteps": (1 + self.pretraining_rollouts()) * rollout}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "frame_stack": 100}
-        at_most |= {"num_minibatches": rollout // 2}
+        at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE)}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
         may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"
         check_numbers(self, may_be_zero, at_least, at_most)
-        require(body_of(self.env_id) in CAMERAS, f"--env-id is {self.env_id}, but frames can be "
-                f"drawn of {', '.join(CAMERAS)} alone; choose one of these.")
+        require(self.frames == "render" or body_of(self.env_id) in CAMERAS, f"--env-id is "
+                f"{self.env_id}, but capsules can be drawn of {', '.join(CAMERAS)} alone; choose "
+                "one of these, or --frames render.")
+        require(self.frames == "capsules" or self.policy_obs == "latent", "--policy-obs state does "
+                "not go with --frames render; drop one of them.")
         require(self.image_size % 8 == 0, f"--image-size is {self.image_size}, expected a multiple "
                 "of 8; change it.")
         require(self.num_envs % WORLD_SIZE == 0, f"--num-envs is {self.num_envs}, but "
@@ -303,7 +309,8 @@ class GaussianAgent(nn.Module):
 
 
 class Networks(nn.Module):
-    """All networks. Demonstrated frames (B, H, W) and states (L, O) are for normalization alone."""
+    """All networks. Demonstrated frames (B, H, W) and states (L, O), None if the policy sees none,
+    are for normalization alone."""
 
     def __init__(self, frames: Tensor, states: np.ndarray, space: gym.spaces.Box, args: Args,
                  generator: Generator):
@@ -312,7 +319,7 @@ class Networks(nn.Module):
         features_dim, action_dim = args.frame_stack * args.latent_dim, space.shape[0]
         obs_dim = history_dim = features_dim + (args.frame_stack - 1) * action_dim
         if args.has_predictor():
-            sight_dim = min(args.frame_stack, 2) * args.latent_dim
+            sight_dim = min(args.frame_stack, 2) * args.latent_dim  # last step, and newest latent
             sizes = [history_dim + LOOK_AHEAD * action_dim, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
             self.predictor = mlp(sizes, 1.0, generator)
             obs_dim = sight_dim + min(args.frame_stack - 1, 1) * action_dim
@@ -344,10 +351,9 @@ class Networks(nn.Module):
 def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
     """First layers of policy and value take smaller steps where they have many inputs: Adam moves
     each weight by up to its step size, so that a layer of 134 inputs (the default) would move the
-    policy 8 times as far as one of 17. Step sizes are tensors, so that CUDA graphs can read them.
-    """
+    policy 8 times as far as one of 17. Step sizes are tensors, so that CUDA graphs read them."""
     first = [*nets.agent.actor[0].parameters(), *nets.agent.critic[0].parameters()]
-    others = [p for p in nets.agent.parameters() if all(p is not q for q in first)]
+    others = [*nets.agent.actor[1:].parameters(), *nets.agent.critic[1:].parameters()]
     eyes = list(nets.autoencoder.parameters())
     if nets.inverse:
         eyes += nets.inverse.parameters()
@@ -369,17 +375,15 @@ def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
 
 
 class Captured:
-    """function(*tensors) -> a tuple of tensors. On a GPU its kernels are recorded as a CUDA graph,
-    for each shape of inputs one, and a call launches them all at once instead of one by one. The
-    first two calls only warm up; parameters and buffers must keep their places in memory."""
+    """function(*tensors) -> a tuple of tensors, on a GPU: its kernels are recorded as a CUDA graph,
+    one for each shape of inputs, and a call launches them all at once instead of one by one. The
+    first two calls run as they are, to warm up. Parameters and buffers must keep their places in
+    memory."""
 
-    def __init__(self, function, device: torch.device):
+    def __init__(self, function):
         self.function, self.graphs, self.calls = function, {}, Counter()
-        self.is_plain = device.type != "cuda" or WORLD_SIZE > 1
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self.is_plain:
-            return self.function(*inputs)
         shapes = tuple(x.shape for x in inputs)
         self.calls[shapes] += 1
         if self.calls[shapes] <= 2:  # as torch.cuda.CUDAGraph wants it: on another stream
@@ -402,8 +406,7 @@ class Captured:
 
 
 def make_graphs(nets: Networks, render, optimizers: dict[str, Adam], args: Args) -> dict:
-    """Whatever is done over and over, as a CUDA graph on a GPU and as a plain function elsewhere.
-    """
+    """Whatever is done over and over: CUDA graphs on a GPU, plain functions elsewhere."""
     functions = {
         "act": partial(act, nets.agent),
         "see_next": partial(see_next, nets, render),
@@ -413,8 +416,9 @@ def make_graphs(nets: Networks, render, optimizers: dict[str, Adam], args: Args)
         "predictor_step": partial(predictor_step, nets, optimizers),
         "autoencoder_step": partial(autoencoder_step, nets, optimizers, args),
     }
-    device = nets.autoencoder.mean_frame.device
-    return {name: Captured(function, device) for name, function in functions.items()}
+    if nets.autoencoder.mean_frame.device.type != "cuda" or WORLD_SIZE > 1:
+        return functions
+    return {name: Captured(function) for name, function in functions.items()}
 
 
 # The algorithm, as functions
@@ -551,19 +555,20 @@ def act(agent: GaussianAgent, obs: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
     return output, action, action.clamp(-1, 1)
 
 
-def see_next(nets, render, poses, states, frames, latents, actions, executed):
-    """What an action (N, A) led to, poses (N, G, 6) and states (N, O), joins the last K frames
-    (N, K, H, W), latents (N, K, Z), K - 1 actions (N, K - 1, A) -> these, and all of observe()."""
-    frame = render.draw(poses)
+def see_next(nets, render, prepared, states, frames, latents, actions, executed):
+    """What an action (N, A) led to, by render.prepare() and as states (N, O), joins the last K
+    frames (N, K, H, W), latents (N, K, Z), K - 1 actions (N, K - 1, A) -> these, and all of
+    observe()."""
+    frame = render.draw(prepared)
     frames = torch.cat([frames[:, 1:], frame[:, None]], dim=1)
     latents = torch.cat([latents[:, 1:], nets.autoencoder.encode(frame)[:, None]], dim=1)
     actions = torch.cat([actions, executed[:, None]], dim=1)[:, 1:]
     return frames, latents, actions, *nets.observe(latents, actions, states)
 
 
-def see_first(nets, render, poses, states, begun, frames, latents, actions):
+def see_first(nets, render, prepared, states, begun, frames, latents, actions):
     """The same where an episode has begun (N,) bool: its first frame is repeated."""
-    frame, begun = render.draw(poses), begun[:, None, None]
+    frame, begun = render.draw(prepared), begun[:, None, None]
     frames = torch.where(begun[..., None], frame[:, None], frames)
     latents = torch.where(begun, nets.autoencoder.encode(frame)[:, None], latents)
     actions = actions.masked_fill(begun, 0.0)
@@ -592,32 +597,29 @@ def play(envs, render, nets, graphs, episodes: dict, generator: Generator | None
         episodes["return"] += torch.from_numpy(reward)
         step = {"obs": obs, "history": history, "output": output, "action": action}
         step |= {"executed": executed, "return": episodes["return"].clone()}
-        step |= {"state": torch.from_numpy(final_state), "env_reward": torch.from_numpy(reward)}
+        step |= {"state": render.states(final_state), "env_reward": torch.from_numpy(reward)}
         step |= {"terminated": torch.from_numpy(terminated), "ended": torch.from_numpy(ended)}
         step["steps_left"] = episodes["limit"] - episodes["length"]
-        poses = render.poses(final_state)
-        seen = (poses.to(device), step["state"].to(device), frames, latents, actions, executed)
+        prepared = render.prepare(final_state).to(device)
+        seen = (prepared, step["state"].to(device), frames, latents, actions, executed)
         frames, latents, actions, features, history, obs = graphs["see_next"](*seen)
-        step |= {"features": features, "frame": frames[:, -1], "next_obs": obs}  # after the action
+        step |= {"features": features, "next_obs": obs}  # of what the action led to
+        step["frame"] = frames[:, -1].clone()
         if ended.any():
             begun, episodes["length"][ended], episodes["return"][ended] = step["ended"], 0, 0.0
-            seen = (render.poses(state), torch.from_numpy(state), begun)
+            seen = (render.prepare(state), render.states(state), begun)
             seen = (*(x.to(device) for x in seen), frames, latents, actions)
             frames, latents, actions, _, history, obs = graphs["see_first"](*seen)
-        episodes.update(frames=frames, actions=actions, state=torch.from_numpy(state))
+        episodes.update(frames=frames, actions=actions, state=render.states(state))
         yield step
 
 
 def collect_frames(envs, render, nets, graphs, episodes: dict, num_steps: int, generator):
     """T steps with sampled actions -> rollout {name: (T, N, ...)} on the networks' device, log."""
-    rollout, device = {}, nets.autoencoder.mean_frame.device
-    for t, step in zip(range(num_steps), play(envs, render, nets, graphs, episodes, generator)):
-        for name, x in step.items():
-            if t == 0:
-                rollout[name] = x.new_empty((num_steps, *x.shape))
-            rollout[name][t] = x
+    played = play(envs, render, nets, graphs, episodes, generator)
+    steps, device = [next(played) for _ in range(num_steps)], nets.autoencoder.mean_frame.device
+    rollout = {name: torch.stack([x[name] for x in steps]).to(device) for name in steps[0]}
     returns = rollout["return"][rollout["ended"]]
-    rollout = {name: x.to(device) for name, x in rollout.items()}
     rollout["log_prob"], _ = nets.agent.log_prob_and_entropy(rollout["output"], rollout["action"])
     return rollout, {"charts/episodic_return": returns.mean().item()} if len(returns) else {}
 
@@ -693,9 +695,8 @@ def update_latent_policy(nets, graphs, rollout, rewards: dict, args: Args, gener
         values = nets.agent.value(rollout["obs"])
         next_values = nets.agent.value(rollout["next_obs"])
     next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
-    advantages, returns = compute_gae(
-        rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
-    )
+    given = (rewards["steps"], values, next_values, rollout["ended"])
+    advantages, returns = compute_gae(*given, args.gamma, args.gae_lambda)
     batch = [rollout["obs"], rollout["action"], rollout["log_prob"], advantages, returns]
     batch = [x.flatten(0, 1) for x in batch]
     for _ in range(args.update_epochs):
@@ -731,8 +732,8 @@ def update_predictor(nets, graphs, rollout, num_steps: int, generator):
 
 def autoencoder_step(nets, optimizers, args, expert, snippets, actions, usable):
     """One step on the expert's frames (B, H, W) and snippets (S, length, H, W) of the policy's. The
-    inverse model learns from the latter alone: nobody tells what the expert did. actions (S, W, A)
-    led to the last frames of the snippets' windows, which are usable (S, W) bool."""
+    inverse model learns from the latter alone: nobody tells what the expert did. actions (S, V, A)
+    led to the last frames of the snippets' windows, which are usable (S, V) bool."""
     frames, count = torch.cat([expert, snippets.flatten(0, 1)]), len(expert)
     # bfloat16 halves the time. It is for this training alone: D and policy see float32.
     has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -743,19 +744,15 @@ def autoencoder_step(nets, optimizers, args, expert, snippets, actions, usable):
     loss, inverse_error = errors[:count].mean() + errors[count:].mean(), torch.zeros_like(errors[0])
     if nets.inverse:
         windows = latents[count:].float().unflatten(0, snippets.shape[:2])
-        windows = windows.unfold(1, args.frame_stack, 1).mT.flatten(0, 1)  # (S W, K, Z)
-        inverse_error = inverse_loss(
-            nets.inverse, windows, actions.flatten(0, 1), usable.flatten()
-        )
+        windows = windows.unfold(1, args.frame_stack, 1).mT.flatten(0, 1)  # (S V, K, Z)
+        inverse_error = inverse_loss(nets.inverse, windows, actions.flatten(0, 1), usable.flatten())
     optimizers["autoencoder"].zero_grad()
     (loss + args.inverse_coef * inverse_error).backward()
     optimizers["autoencoder"].step()
     return loss.detach(), inverse_error.detach()
 
 
-def update_autoencoder(
-    graphs, expert, rollout, num_steps: int, args: Args, generator, with_inverse=True
-):
+def update_autoencoder(graphs, expert, rollout, num_steps, args, generator, with_inverse=True):
     """Steps on minibatches of frames, half the expert's and half snippets of the rollout: as many
     as fit whole, of frames in a row from one environment -> log of the last."""
     expert, frames, frame_stack = expert["train_frames"], rollout["frame"], args.frame_stack
@@ -770,9 +767,8 @@ def update_autoencoder(
     starts, ends = steps[..., : length - frame_stack + 1], steps[..., frame_stack - 1 :]
     for i in range(num_steps):
         actions, whole = rollout["executed"][ends[i], env[i]], usable[starts[i], env[i]]
-        loss, inverse_error = graphs["autoencoder_step"](
-            expert[rows[i]], frames[steps[i], env[i]], actions, whole & with_inverse
-        )
+        batch = (expert[rows[i]], frames[steps[i], env[i]], actions, whole & with_inverse)
+        loss, inverse_error = graphs["autoencoder_step"](*batch)
     return {"ae/loss": loss.item(), "ae/inverse": inverse_error.item()}
 
 
@@ -815,19 +811,19 @@ def train(args: Args) -> dict[str, float]:
     demos = load_demos(args, required=[])
     if args.gamma == 0:  # the reward of a third of an episode counts
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
-    envs = make_envs(demos, args.num_envs // WORLD_SIZE, args.threads)
-    found, wanted = demos["observations"].shape[1:], envs.single_observation_space.shape
-    require(found == wanted, f"--demos: each row of its observations has shape {found}, the "
-            f"environment's {wanted}; give demonstrations of this environment.")
-    render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
-    expert, space = film_expert(demos, render, args.frame_stack), envs.single_action_space
-    nets = Networks(expert["frames"], demos["obs"], space, args, generator).to(device)
+    envs = make_world(demos, args.num_envs // WORLD_SIZE, args)
+    render, space = make_renderer(envs, args).to(device), envs.single_action_space
+    require(args.policy_obs == "latent" or "obs" in demos, "--policy-obs state: the demonstrations "
+            "have no 'observations' to normalize states by; drop the flag.")
+    expert = film_expert(demos, render, args.frame_stack, device)
+    nets = Networks(expert["frames"], demos.get("obs"), space, args, generator).to(device)
     optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
     graphs = make_graphs(nets, render, optimizers, args)
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
-    counts = count_visits(len(demos["obs"]), steps_left, torch.from_numpy(demos["terminated"]))
+    terminated = torch.from_numpy(demos["terminated"])
+    counts = count_visits(demos["lengths"].sum().item(), steps_left, terminated)
     visits = {"expert": counts, "policy": torch.zeros(2)}
-    demos["random_return"] = random_return(demos, args.seed)
+    demos["random_return"] = random_return(demos, args.seed, args)
 
     rows, seconds, wandb_id = [], 0.0, None
     if args.resume:
@@ -855,25 +851,26 @@ def train(args: Args) -> dict[str, float]:
         raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
     if RANK == 0:
         run_dir = open_run("gail_pixels_ae", args, wandb_id)
+        if not args.resume:  # for the user to compare cameras
+            first = torch.cat([expert["frames"][0].cpu(), episodes["frames"][0, -1].cpu()], dim=1)
+            imageio.imwrite(run_dir / "first_frames.png", first.numpy())
 
     start = time.perf_counter() - seconds
     encode_expert(nets.autoencoder, expert)
     if not args.resume:
         pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args, generator)
-        encode_expert(nets.autoencoder, expert)
     annealed = [group for x in optimizers if x != "disc" for group in optimizers[x].param_groups]
     for group in annealed:
         group.setdefault("initial_lr", group["lr"].item())
-    todo, off = range(len(rows), num_iterations), RANK > 0 or None  # None: if there is no terminal
+    world = (envs, render, nets, graphs, episodes)
+    todo, off = range(len(rows), num_iterations), RANK > 0 or None  # None: on a terminal alone
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=off)
     for iteration in bar:
         if args.anneal_lr:
             for group in annealed:
                 group["lr"].fill_(group["initial_lr"] * (1 - iteration / num_iterations))
         clock = [time.perf_counter()]
-        rollout, log = collect_frames(
-            envs, render, nets, graphs, episodes, args.num_steps, generator
-        )
+        rollout, log = collect_frames(*world, args.num_steps, generator)
         clock.append(time.perf_counter())
         log |= update_latent_discriminator(graphs, expert, rollout, args, generator)
         rewards, reward_log = compute_latent_rewards(nets, rollout, normalizer, visits, args)
@@ -961,10 +958,10 @@ def load_demos(args, required: list[str]) -> dict:
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "qpos": states, "qvel": states, "actions": steps}
+        rows = {"observations": states, "frames": states, "actions": steps}
         rows |= {"rewards": steps, "lengths": episodes}
         rows |= {"terminated": episodes, "truncated": episodes}
-        needed = {"observations", "terminated", "truncated", *required}
+        needed = {"terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
             x, wanted = demos[name], len(rows[name])
             if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
@@ -981,9 +978,10 @@ def load_demos(args, required: list[str]) -> dict:
                         "docs/own_demonstrations.md.") from None
     if recorded_in != args.env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
-    final = np.cumsum(demos["lengths"] + 1) - 1
-    demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
-    rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+    if "observations" in demos:
+        final = np.cumsum(demos["lengths"] + 1) - 1
+        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
     demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
     return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
 
@@ -1073,18 +1071,83 @@ def body_of(env_id: str) -> str:
     return re.split("[:/]", env_id)[-1].rsplit("-v", 1)[0]
 
 
+def make_world(task: dict, num_envs: int, args: Args):
+    """N environments, which return their own pictures with --frames render."""
+    if args.frames == "capsules":
+        envs = make_envs(task, num_envs, args.threads)
+    else:
+        options = {"wrappers": [gym.wrappers.AddRenderObservation], "render_mode": "rgb_array"}
+        options |= {"max_episode_steps": task["max_episode_steps"]}
+        same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+        try:
+            envs = gym.make_vec(task["env_id"], num_envs, "sync", same_step, **options)
+        except Exception as error:  # each renderer is missing in its own way
+            raise UserError(f"--frames render of {task['env_id']}: {reason(error)}; choose an "
+                            "environment that renders rgb_array here.") from None
+    space = envs.single_action_space
+    bounded = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()
+    require(bounded, f"--env-id {task['env_id']}: its actions are {space}, expected a flat Box "
+            "with bounds; choose another environment.")
+    return envs
+
+
+def make_renderer(envs, args: Args):
+    if args.frames == "capsules":
+        return CapsuleRenderer(envs, args.image_size, args.threads)
+    return PictureRenderer(envs, args.image_size)
+
+
+def frame_size(shorter: int, width: float, height: float) -> tuple[int, int]:
+    """Height and width in pixels of a frame whose sides are as these; both are multiples of 8."""
+    longer = 8 * round(shorter * max(width, height) / min(width, height) / 8)
+    return (shorter, longer) if width > height else (longer, shorter)
+
+
+def shrink(pictures: np.ndarray, height: int, width: int) -> Tensor:
+    """Pictures (B, h, w) or (B, h, w, 3) uint8 -> grey frames (B, H, W) uint8, by averaging."""
+    frames = []
+    for piece in np.array_split(pictures, math.ceil(len(pictures) / FRAMES_AT_ONCE)):
+        grey = torch.from_numpy(piece).float()
+        grey = grey if grey.ndim == 3 else grey.mean(-1)
+        frames.append(F.adaptive_avg_pool2d(grey, (height, width)).round().to(torch.uint8))
+    return torch.cat(frames)
+
+
+class PictureRenderer(nn.Module):
+    """Frames from what environments return if that is their own pictures (B, h, w, 3). Like
+    CapsuleRenderer it prepares on the CPU, and draws wherever the networks are."""
+
+    def __init__(self, envs, image_size: int):
+        super().__init__()
+        rows, columns, _ = envs.single_observation_space.shape
+        self.height, self.width = frame_size(image_size, columns, rows)
+        self.sizes = [(rows, columns), (self.height, self.width)]  # that a film may have
+
+    def states(self, pictures: np.ndarray) -> Tensor:
+        return torch.zeros(len(pictures), 0)  # nobody knows them
+
+    def prepare(self, pictures: np.ndarray) -> Tensor:
+        return shrink(pictures, self.height, self.width)
+
+    def draw(self, frames: Tensor) -> Tensor:
+        return frames
+
+    forward = prepare
+
+
 class CapsuleRenderer(nn.Module):
     """Draws bodies made of capsules and spheres for whole batches, on whatever device. The camera
     is far off (an orthographic projection: a capsule's picture is a flat capsule) and runs along
     with the centre of mass. MuJoCo tells where the G capsules and spheres are."""
 
-    def __init__(self, envs, height: int, threads: int):
+    def __init__(self, envs, image_size: int, threads: int):
         super().__init__()
         fast = isinstance(envs, BatchHalfCheetah)
         model = envs.model if fast else envs.envs[0].unwrapped.model
-        view_height, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
-        self.height, self.width = height, 8 * round(height * VIEW_ASPECT / 8)
-        self.pixel = view_height / height  # metres
+        *view, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
+        self.height, self.width = frame_size(image_size, *view)
+        self.sizes, self.pixel = [(self.height, self.width)], view[1] / self.height  # metres
+        self.obs_shape = envs.single_observation_space.shape
 
         self.batch = Batch(model, POSES_AT_ONCE, threads)
         self.qpos, self.positions, self.rotations, self.centers_of_mass = map(
@@ -1106,16 +1169,17 @@ class CapsuleRenderer(nn.Module):
         sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
         self.axes = np.array([[1, 0, 0], [0, sin, cos], [0, cos, -sin]])  # right, up, away from us
 
-        rows = (height / 2 - 0.5 - torch.arange(height)) * self.pixel  # metres above the middle
+        rows = ((self.height - 1) / 2 - torch.arange(self.height)) * self.pixel  # metres, upwards
         self.register_buffer("rows", rows[:, None])
         columns = (torch.arange(self.width) + 0.5 - self.width / 2) * self.pixel
         self.register_buffer("columns", columns)
         below = (0.5 - (rows + self.look_at_height) / self.pixel).clamp(0, 1) * (degrees == 0)
         self.register_buffer("background", (GROUND * below)[:, None].repeat(1, self.width))
 
-    def poses(self, obs: np.ndarray) -> Tensor:
-        """Observations (B, O), which begin with positions -> (B, G, 6), the farthest first: middle
-        (right, up) and half the axis (right, up) in the picture, radius, in metres; brightness."""
+    def prepare(self, obs: np.ndarray) -> Tensor:
+        """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
+        middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
+        brightness."""
         poses = np.empty((len(obs), len(self.geoms), 6))
         for start in range(0, len(obs), POSES_AT_ONCE):
             piece = obs[start : start + POSES_AT_ONCE]
@@ -1124,14 +1188,17 @@ class CapsuleRenderer(nn.Module):
             self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS)
             look_at = self.centers_of_mass[ids, 1]  # of the first body and all that hangs on it
             look_at[:, 2] = self.look_at_height
-            middles = (self.positions[ids][:, self.geoms] - look_at[:, None]) @ self.axes.T
-            rotations = self.rotations[ids][:, self.geoms].reshape(len(ids), -1, 3, 3)
-            half_axes = self.half_lengths * (rotations[..., 2] @ self.axes.T)
+            middles = (self.positions[: len(ids), self.geoms] - look_at[:, None]) @ self.axes.T
+            axes = self.rotations[: len(ids), self.geoms, 2::3]  # third columns: along the capsules
+            half_axes = self.half_lengths * (axes @ self.axes.T)
             looks = np.broadcast_to(self.looks, (len(ids), *self.looks.shape))
             piece = np.concatenate([middles[..., :2], half_axes[..., :2], looks], axis=2)
             order = np.argsort(-middles[..., 2].round(6), axis=1, kind="stable")
             poses[start + ids] = np.take_along_axis(piece, order[..., None], axis=1)
         return torch.from_numpy(poses).float()
+
+    def states(self, obs: np.ndarray) -> Tensor:
+        return torch.from_numpy(obs)
 
     def draw(self, poses: Tensor) -> Tensor:
         """Poses (B, G, 6) -> frames (B, H, W) uint8. One capsule after the other covers what is
@@ -1157,13 +1224,35 @@ class CapsuleRenderer(nn.Module):
 
     def forward(self, obs: np.ndarray) -> Tensor:
         """Observations (B, O) -> frames (B, H, W) uint8."""
-        poses = self.poses(obs).to(self.background.device)
+        poses = self.prepare(obs).to(self.background.device)
         return torch.cat([self.draw(piece) for piece in poses.split(FRAMES_AT_ONCE)])
 
 
-def film_expert(demos: dict, render, frame_stack: int) -> dict[str, Tensor]:
+def frames_of(demos: dict, render) -> Tensor:
+    """(L + E, H, W) uint8: the film in the set, or drawn from its observations. UserError unless
+    it has one of these, which goes with the policy's frames."""
+    draws = isinstance(render, CapsuleRenderer)
+    if draws and "observations" in demos:
+        found, wanted = demos["observations"].shape[1:], render.obs_shape
+        require(found == wanted, f"--demos: each row of its observations has shape {found}, the "
+                f"environment's {wanted}; give demonstrations of this environment.")
+    if "frames" in demos:
+        film = demos["frames"]
+        require(film.dtype == np.uint8 and film.shape[3:] in ((), (3,)), f"--demos: its frames are "
+                f"{film.dtype} of shape {film.shape}, expected uint8, grey or RGB; convert them.")
+        require(film.shape[1:3] in render.sizes, f"--demos: its frames are {film.shape[1:3]} in "
+                f"size, the policy's {render.sizes}; give a film of that size, or --image-size.")
+        return shrink(film, render.height, render.width)
+    require(draws, "--frames render: the demonstrations have no 'frames'; make some by `python "
+            "data/demos.py film`.")
+    require("observations" in demos, "--demos: it has neither 'frames' nor 'observations' to draw "
+            "from; see docs/own_demonstrations.md.")
+    return render(demos["observations"])
+
+
+def film_expert(demos: dict, render, frame_stack: int, device) -> dict[str, Tensor]:
     """Frames of the demonstrations, and which of them belong together."""
-    frames, lengths = render(demos["observations"]), demos["lengths"]
+    frames, lengths = frames_of(demos, render).to(device), demos["lengths"]
     windows = torch.from_numpy(window_rows(lengths, frame_stack)).to(frames.device)
     after_action = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
     after_action[np.cumsum(lengths + 1) - (lengths + 1)] = False  # but each episode's first
@@ -1174,13 +1263,12 @@ def film_expert(demos: dict, render, frame_stack: int) -> dict[str, Tensor]:
 
 def begin_episodes(envs, render, frame_stack: int, seed: int, limit: int) -> dict:
     """What play() goes on from: the last K frames (N, K, H, W), oldest first, K - 1 actions
-    (N, K - 1, A), states (N, O), steps and returns so far (N,), and the most steps of an episode.
-    """
+    (N, K - 1, A), states (N, O), steps and returns so far (N,), and an episode's most steps."""
     state, _ = envs.reset(seed=seed)
     return {
         "frames": render(state)[:, None].repeat(1, frame_stack, 1, 1),
         "actions": torch.zeros(len(state), frame_stack - 1, *envs.single_action_space.shape),
-        "state": torch.from_numpy(state),
+        "state": render.states(state),
         "length": torch.zeros(len(state), dtype=torch.int64),
         "return": torch.zeros(len(state), dtype=torch.float64),
         "limit": limit,
@@ -1191,9 +1279,12 @@ def join_processes(cuda: bool) -> torch.device:
     """Connect with the other processes of torchrun, if any; returns this one's device."""
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
-    if cuda:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    if not cuda:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if WORLD_SIZE > 1:
+        torch.cuda.set_device(device)
+    return device
 
 
 def all_gather(x: Tensor) -> Tensor:
@@ -1206,13 +1297,11 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def average_gradients(optimizer, *_) -> None:
-    """Before each step: every process gets the mean of all gradients, so that networks stay equal
-    to the bit."""
+    """Before each step: every process gets the mean of all gradients (PPO's as clipped), so that
+    networks stay equal to the bit."""
     if WORLD_SIZE == 1:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     mean = torch.cat([p.grad.flatten() for p in parameters]) / WORLD_SIZE
     dist.all_reduce(mean)
     for p, grad in zip(parameters, mean.split([p.numel() for p in parameters])):
@@ -1222,9 +1311,13 @@ def average_gradients(optimizer, *_) -> None:
 # --- Plumbing: evaluation, files, command line ---
 
 
-def random_return(task: dict, seed: int) -> float:
+def random_return(task: dict, seed: int, args: Args) -> float:
     """Mean return of 20 episodes with random actions."""
-    envs = make_envs(task, 20, 1)
+    if args.frames == "capsules":
+        envs = make_envs(task, 20, 1)
+    else:  # without pictures, which nobody looks at
+        limit = task["max_episode_steps"]
+        envs = gym.make_vec(task["env_id"], 20, "sync", max_episode_steps=limit)
     envs.reset(seed=seed)
     envs.action_space.seed(seed)
     running, total = np.ones(20, bool), np.zeros(20)
@@ -1239,9 +1332,8 @@ def random_return(task: dict, seed: int) -> float:
 def evaluate(nets, render, graphs, task: dict, episodes: int, seed: int, args, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the mean action or
     sampled ones; the last row is the episodes' returns."""
-    envs, generator = make_envs(task, episodes, args.threads), None
-    if sampled:
-        generator = Generator().manual_seed(seed)
+    envs = make_world(task, episodes, args)
+    generator = Generator().manual_seed(seed) if sampled else None
     begun = begin_episodes(envs, render, args.frame_stack, seed, task["max_episode_steps"])
     running, rewards = np.ones(episodes, bool), []
     for step in play(envs, render, nets, graphs, begun, generator):
@@ -1251,15 +1343,6 @@ def evaluate(nets, render, graphs, task: dict, episodes: int, seed: int, args, s
             break
     envs.close()
     return np.cumsum(rewards, axis=0)
-
-
-def check_finite(envs, obs: np.ndarray, step) -> None:
-    """UserError that names the first number of observations (N, O) that is none."""
-    if not np.isfinite(obs).all():
-        i, dim = np.argwhere(~np.isfinite(obs))[0]
-        step = np.broadcast_to(step, len(obs))[i]
-        raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
-                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
@@ -1296,8 +1379,8 @@ def evaluate_file(args: Args) -> None:
     trained, device = Args(**saved["args"] | own), join_processes(args.cuda)
     torch.set_num_threads(args.threads)
     task = {"env_id": trained.env_id, "max_episode_steps": saved["max_episode_steps"]}
-    envs = make_envs(task, 1, args.threads)
-    render = CapsuleRenderer(envs, trained.image_size, args.threads).to(device)
+    envs = make_world(task, 1, trained)
+    render = make_renderer(envs, trained).to(device)
     no_frames = torch.zeros((2, render.height, render.width), dtype=torch.uint8)
     no_states = np.zeros((1, *envs.single_observation_space.shape))
     nets = Networks(no_frames, no_states, envs.single_action_space, trained, Generator())
@@ -1379,18 +1462,25 @@ def reconstruct(autoencoder: Autoencoder, expert: dict, rollout, path: Path) -> 
 def record_side_by_side(nets, render, graphs, demos: dict, args: Args, path: Path) -> None:
     """A GIF of an episode's beginning: the expert on the left, the policy's mean action on the
     right."""
-    envs, states = make_envs(demos, 1, 1), []
+    envs, states, right = make_world(demos, 1, args), [], []
     begun = begin_episodes(envs, render, args.frame_stack, args.seed, demos["max_episode_steps"])
     for step in play(envs, render, nets, graphs, begun, None):
         states.append(step["state"].numpy())
+        right.append(step["frame"].cpu().numpy())
         if step["ended"].all() or len(states) == FILM_STEPS:
             break
-    large, count = CapsuleRenderer(envs, 168, 1), min(demos["lengths"][0], FILM_STEPS)
-    left = large(demos["observations"][1 : count + 1]).numpy()
-    right = large(np.concatenate(states)).numpy()
+    count = min(demos["lengths"][0], FILM_STEPS)
+    if args.frames == "capsules" and "frames" not in demos:  # drawn once more, larger
+        large = CapsuleRenderer(envs, 168, 1)
+        left = large(demos["observations"][1 : count + 1]).numpy()
+        right = large(np.concatenate(states)).numpy()
+    else:
+        left = frames_of(demos, render)[1 : count + 1].cpu().numpy()
+        right = np.concatenate(right)
+    envs.close()
     length = max(len(left), len(right))  # the shorter one stands still at its end
     left, right = (x[np.arange(length).clip(max=len(x) - 1)] for x in (left, right))
-    gap = np.full((length, large.height, 4), 255, np.uint8)
+    gap = np.full((length, left.shape[1], 4), 255, np.uint8)
     imageio.mimsave(path, list(np.concatenate([left, gap, right], axis=2)), duration=50, loop=0)
 
 

@@ -509,7 +509,7 @@ def train(args: Args) -> dict[str, float]:
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
     generator = Generator().manual_seed(args.seed)
-    demos = load_demos(args, required=["actions"])
+    demos = load_demos(args, required=["observations", "actions"])
     if args.gamma == 0:  # the reward of a third of an episode counts
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
@@ -636,10 +636,10 @@ def load_demos(args, required: list[str]) -> dict:
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "qpos": states, "qvel": states, "actions": steps}
+        rows = {"observations": states, "frames": states, "actions": steps}
         rows |= {"rewards": steps, "lengths": episodes}
         rows |= {"terminated": episodes, "truncated": episodes}
-        needed = {"observations", "terminated", "truncated", *required}
+        needed = {"terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
             x, wanted = demos[name], len(rows[name])
             if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
@@ -656,9 +656,10 @@ def load_demos(args, required: list[str]) -> dict:
                         "docs/own_demonstrations.md.") from None
     if recorded_in != args.env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
-    final = np.cumsum(demos["lengths"] + 1) - 1
-    demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
-    rewards = demos.get("rewards", np.full(len(demos["obs"]), np.nan)).astype(np.float64)
+    if "observations" in demos:
+        final = np.cumsum(demos["lengths"] + 1) - 1
+        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
     demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
     return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
 

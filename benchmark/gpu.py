@@ -1,4 +1,4 @@
-"""Every number about a GPU at once: `python benchmark/gpu.py`, some six minutes on one GPU.
+"""Every number about a GPU at once: `python benchmark/gpu.py`, four minutes on one GPU.
 
 Each row of benchmark/results/gpu.csv is one run: what it earned, its speed over the whole run and in the loop alone
 (evaluations, checkpoints and pretraining left out), the seconds of a rollout and of each kind of update, the memory on
@@ -38,10 +38,10 @@ RUNS = [  # name, script, graphs, flags
     ("0.13M frames", PIXELS, "graphs", [*CUDA, *SHORT]),
     ("0.13M frames, without graphs", PIXELS, "plain", [*CUDA, *SHORT]),
     ("0.13M frames, 256 environments", PIXELS, "graphs", [*CUDA, *SHORT, "--num-envs", "256"]),
-    ("GAIL, 1M steps", "gail_ppo", "", CUDA),
-    ("GAIL, 1M steps, CPU", "gail_ppo", "", []),
-    ("GAIL on states, 1M steps", "gail_state_seq", "", CUDA),
-    ("GAIL on states, 1M steps, CPU", "gail_state_seq", "", []),
+    ("GAIL, 0.13M steps", "gail_ppo", "", [*CUDA, *SHORT]),
+    ("GAIL, 0.13M steps, CPU", "gail_ppo", "", SHORT),
+    ("GAIL on states, 0.13M steps", "gail_state_seq", "", [*CUDA, *SHORT]),
+    ("GAIL on states, 0.13M steps, CPU", "gail_state_seq", "", SHORT),
 ]
 TINY = "--num-envs 4 --num-steps 25 --total-timesteps 400 --eval-interval 100 --eval-episodes 1 --num-minibatches 1 "
 TINY += "--update-epochs 1 --hidden-size 8 --disc-steps 3 --num-demos 1"

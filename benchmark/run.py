@@ -3,8 +3,8 @@
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each on one thread
 (`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds
 is copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and
-started again at any time (`--seeds 5` first, all later). Suites peers and rewrite copy nothing; peers goes on one
-core, in turn.
+started again at any time (`--seeds 5` first, all later). Suites peers, rewrite and frames copy nothing; peers goes on
+one core, in turn.
 `--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
 A change that no flag makes is a patch in benchmark/patches, which stands where the script would.
 Each finished run adds to
@@ -218,6 +218,17 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             range(1, 3),
         ),
     ],
+    "frames": [  # as the script draws them; the two suites above and below are of its former OpenGL frames
+        ("HalfCheetah, 1M", "gail_pixels_ae.py", [], THREE),
+        (
+            "Hopper, 1M",
+            "gail_pixels_ae.py",
+            ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
+            THREE,
+        ),
+        ("HalfCheetah, policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
+        ("HalfCheetah, one demonstration, 1M", "gail_pixels_ae.py", ["--num-demos", "1"], THREE),
+    ],
     "pixels": [
         ("policy on latents, 1M", "gail_pixels_ae.py", [], THREE),
         ("policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
@@ -371,7 +382,7 @@ def main(args: Args) -> None:
     table, cores = results / f"{args.suite}.csv", sorted(os.sched_getaffinity(0))
     if args.suite == "peers":
         cores = cores[:1]
-    if args.suite not in ("peers", "rewrite"):
+    if args.suite not in ("peers", "rewrite", "frames"):
         done = {row["command"] for row in read_rows(table)}
         copy_known(results, args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
     done = {row["command"] for row in read_rows(table)}

@@ -1,16 +1,19 @@
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = ["gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
-#                 "matplotlib==3.11.2"]
+#                 "matplotlib==3.11.2", "imageio==2.38.1", "torch==2.13.0"]
 # ///
-"""Look into a demonstration set; translate other formats into sets, and sets into other formats.
+"""Look into a demonstration set; translate other formats into sets, and sets into other formats;
+make sets of films.
 
     python data/demos.py inspect --demos data/halfcheetah-v4_sac_stochastic-one.npz
     python data/demos.py convert --source demos.pkl --target demos.npz    # or back, by the endings
+    python data/demos.py film --videos run1.mp4 run2.gif --env-id Hopper-v4 --target film.npz
+    python data/demos.py film --source demos.npz --target film.npz        # as the task renders it
 
 The fields of a set: README.md beside this file. The formats: ../docs/own_demonstrations.md; the
-functions that read and write them: formats.py. An original author's pickle is a list of
-trajectories, each a list of steps {"state", "action", "reward", "done"} of HalfCheetah-v4.
+functions that read and write them: formats.py; films: film.py. An original author's pickle is a
+list of trajectories, each a list of steps {"state", "action", "reward", "done"} of HalfCheetah-v4.
 """
 
 import json
@@ -18,9 +21,10 @@ import os
 import pickle
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import film
 import formats
 import gymnasium as gym
 import mujoco
@@ -63,6 +67,19 @@ class Convert:
     max_episode_steps: int | None = None  # the source's time limit, if no episode reached it
 
 
+@dataclass
+class Film:
+    """Make a set of frames, of videos or of what an environment renders of a set's steps."""
+
+    target: str  # the set (.npz)
+    videos: list[str] = field(default_factory=list)  # folders of .png, .gif, .mp4: an episode each
+    source: str = ""  # instead of videos: a set with actions, qpos and qvel
+    env_id: str = ""  # the videos' environment
+    max_episode_steps: int = 0  # its time limit (0: as long as the longest video)
+    terminated: bool = False  # the videos end because the task did, not by a time limit
+    image_size: int = 56  # shorter side of a frame in pixels, a multiple of 8
+
+
 # Demonstration sets
 
 
@@ -88,8 +105,10 @@ def check_fields(arrays: dict[str, np.ndarray], limit: int) -> None:
             raise ValueError(f"{found}, expected ({episodes},) bool")
     rows = {"observations": steps + episodes, "actions": steps, "rewards": steps}
     rows |= {"qpos": steps + episodes, "qvel": steps + episodes}
-    dimensions = {"observations": (2,), "actions": (1, 2), "rewards": (1,)}
-    for name in sorted(rows.keys() & (arrays.keys() | {"observations"})):
+    rows |= {"frames": steps + episodes}
+    dimensions = {"observations": (2,), "actions": (1, 2), "rewards": (1,), "frames": (3, 4)}
+    needed = set() if "frames" in arrays else {"observations"}
+    for name in sorted(rows.keys() & (arrays.keys() | needed)):
         array = arrays[name]
         has_rows = array.ndim in dimensions.get(name, (2,)) and len(array) == rows[name]
         if array.dtype.kind not in "fbiu" or not has_rows:
@@ -144,12 +163,16 @@ def inspect(args: Inspect) -> None:
         "ended by": f"termination {terminated}, time limit {truncated}",
     }
     if "actions" not in arrays:
-        rows["actions"] = "none (enough for gail_state_seq.py)"
+        enough = "gail_state_seq.py" if "observations" in arrays else "gail_pixels_ae.py"
+        rows["actions"] = f"none (enough for {enough})"
     elif arrays["actions"].ndim == 1:
         rows["actions"] = f"discrete, from {arrays['actions'].min()} to {arrays['actions'].max()}"
     else:
         rows["actions beyond 0.99"] = f"{(np.abs(arrays['actions']) > 0.99).mean():.1%}"
-    rows["physics state"] = "yes" if "qpos" in arrays else "no (no frames can be rendered)"
+    rows["physics state"] = "yes" if "qpos" in arrays else "no"
+    if "frames" in arrays:
+        height, width = arrays["frames"].shape[1:3]
+        rows["frames"] = f"{height} x {width} pixels, {arrays['frames'].dtype}"
     rows["made with"] = json.dumps(made_with)
     for name, value in rows.items():
         print(f"  {name:21}{value}")
@@ -299,12 +322,15 @@ def import_set(args: Convert) -> None:
         raise UserError(f"--source {args.source}: {problem}; {SEE}.") from None
     except Exception as error:  # a pickle, or a damaged file, can fail in any way
         raise UserError(f"--source {args.source}: {reason(error)}; {SEE}.") from None
+    write_set(arrays, metadata | {"source": args.source}, Path(args.target))
+
+
+def write_set(arrays: dict, metadata: dict, target: Path) -> None:
+    """A set's file, whole or not at all."""
     returns = returns_of(arrays)
     if np.isfinite(returns).all():
         metadata |= {"return_mean": returns.mean(), "return_std": returns.std()}
-    metadata |= {"source": args.source}
     metadata |= {"versions": {x.__name__: x.__version__ for x in (np, gym, mujoco)}}
-    target = Path(args.target)
     temporary = target.with_suffix(".tmp.npz")  # a kill leaves the old file, or the new
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
@@ -371,11 +397,42 @@ def convert(args: Convert) -> None:
     print(f"wrote {args.target}")
 
 
+# Films
+
+
+def make_film(args: Film) -> None:
+    """Videos, or a set's steps as its environment renders them, become a set of frames."""
+    flag = "--source" if args.source else "--videos"
+    if bool(args.source) == bool(args.videos) or bool(args.source) == bool(args.env_id):
+        raise UserError(f"film: give --videos and --env-id, or --source alone; {SEE}.")
+    if Path(args.target).suffix != ".npz" or args.image_size < 8 or args.image_size % 8:
+        raise UserError(f"film: --target must end in .npz, --image-size is a multiple of 8; {SEE}.")
+    try:
+        if args.source:
+            arrays, metadata = read_set(args.source, "--source")
+            for name in sorted({"qpos", "qvel", "actions"} - arrays.keys()):
+                raise ValueError(f"the field '{name}' is missing")
+            arrays = film.render_set(arrays, metadata["env_id"], args.image_size)
+            metadata = {name: metadata[name] for name in ("env_id", "max_episode_steps")}
+        else:
+            arrays = film.read_videos(args.videos, args.terminated, args.image_size)
+            limit = args.max_episode_steps or int(arrays["lengths"].max())
+            metadata = {"env_id": args.env_id, "max_episode_steps": limit}
+        check_fields(arrays, metadata["max_episode_steps"])
+    except UserError:
+        raise
+    except Exception as error:  # imageio and renderers fail in many ways
+        given = args.source or " ".join(args.videos)
+        raise UserError(f"{flag} {given}: {reason(error)}; {SEE}.") from None
+    write_set(arrays, metadata | {"source": args.source or args.videos}, Path(args.target))
+    print(f"wrote {args.target}")
+
+
 # Command line
 
 
-def parse_args(argv: list[str]) -> Inspect | Convert:
-    commands = {"inspect": Inspect, "convert": Convert}
+def parse_args(argv: list[str]) -> Inspect | Convert | Film:
+    commands = {"inspect": Inspect, "convert": Convert, "film": Film}
     return tyro.extras.subcommand_cli_from_dict(commands, args=argv)
 
 
@@ -385,6 +442,8 @@ def main(argv: list[str]) -> None:
         args = parse_args(argv)
         if isinstance(args, Inspect):
             inspect(args)
+        elif isinstance(args, Film):
+            make_film(args)
         else:
             convert(args)
     except (UserError, OSError) as error:

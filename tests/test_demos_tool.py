@@ -125,7 +125,8 @@ def test_the_table_tells_what_is_in_a_set(tmp_path, capsys):
 def test_inspecting_a_set_that_does_not_say_its_environment(tmp_path, capsys, demo_file):
     path = demo_file(metadata=json.dumps({"max_episode_steps": 100}))
     demos.main(["inspect", "--demos", path, "--figure", str(tmp_path / "a.png")])
-    assert (tmp_path / "a.png").exists() and "no frames" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (tmp_path / "a.png").exists() and "physics state        no" in shown
     assert "--figure" in mistake(capsys, "inspect", "--demos", path, "--figure", str(tmp_path / "a.xyz"))
 
 

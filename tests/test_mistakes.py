@@ -113,7 +113,7 @@ TABLE = [
     (("gail_pixels_ae",), "--demos {}/narrow.npz", "each row of its observations has shape (3,)"),
     (("gail_pixels_ae",), "--latent-dim 0", "--latent-dim is 0"),
     (("gail_pixels_ae",), "--ae-batch-size 7", "--ae-batch-size is 7"),
-    (("gail_pixels_ae",), "--env-id Pendulum-v1", "frames can be drawn of HalfCheetah"),
+    (("gail_pixels_ae",), "--env-id Pendulum-v1", "capsules can be drawn of HalfCheetah"),
     (("bc",), "--val-fraction 1", "--val-fraction is 1.0"),
     (("bc",), "--polyak 1", "--polyak is 1.0"),
     (("bc",), "--compare-with {}/text.npz", "--compare-with {}/text.npz: "),
