@@ -29,6 +29,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
 ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
+GPU = ["name", "card", "whole run, steps/s", "loop, steps/s", "wall_seconds", "time/rollout", "time/discriminator"]
+GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
 PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
 # figure -> (suite, variants drawn); over minutes instead of steps where its name says so
 DRAWN = {
@@ -236,6 +238,10 @@ def results(name: str) -> str:
         return study_table([dict(zip(head, row)) for row in rows])
     if {"variant", "demos_return_mean"} <= set(head):
         return table(read(name))
+    if name == "gpu":  # its widest columns are left out
+        shown = [head.index(column) for column in GPU]
+        rows = [[row[i] for i in shown] for row in rows]
+        head = [column.removeprefix("time/") for column in GPU]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 

@@ -21,7 +21,9 @@ def test_it_runs_to_its_end_whatever_fails(tmp_path, monkeypatch, capsys):
     table = tmp_path / "gpu.csv"
     assert gpu.main(gpu.Args(tiny=True, results=table)) == 1
     assert "broken: failed: error: --gamma is 7" in capsys.readouterr().out
-    assert gpu.main(gpu.Args(tiny=True, only="GAIL, 0.13M steps", results=table)) == 0  # its row takes the place of the former
+    assert (
+        gpu.main(gpu.Args(tiny=True, only="GAIL, 0.13M steps", results=table)) == 0
+    )  # its row takes the place of the former
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["0.13M frames, without graphs", "GAIL, 0.13M steps"]
