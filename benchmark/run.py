@@ -246,7 +246,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
-    endings_bc, units, state_seq, pixels_ablation, pixels"""
+    endings_bc, units, state_seq, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS

@@ -532,6 +532,27 @@ class Killed(Exception):
     pass
 
 
+def test_the_value_of_an_end_is_that_of_the_absorbing_state(monkeypatch):
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    demos = {"obs": rng.normal(size=(9, 3)), "actions": rng.normal(size=(9, 2)), "discrete": False}
+    agent = s.Agent(demos | {"low": -np.ones(2), "high": np.ones(2)}, 8, generator)
+    ends = torch.tensor([[True], [False], [True], [True]])
+    rollout = {"obs": torch.randn(4, 1, 3), "next_obs": torch.randn(4, 1, 3), "action": torch.randn(4, 1, 2)}
+    rollout |= {"terminated": ends, "ended": ends, "log_prob": torch.zeros(4, 1)}
+    with torch.no_grad():
+        expected = torch.where(ends, 3 / (1 - 0.5), agent.value(rollout["next_obs"]))
+    seen, gae = [], s.compute_gae
+
+    def note(rewards, values, next_values, *rest):
+        seen.append(next_values.clone())
+        return gae(rewards, values, next_values, *rest)
+
+    monkeypatch.setattr(s, "compute_gae", note)
+    args, optimizer = s.Args(gamma=0.5, num_minibatches=2), torch.optim.Adam(agent.parameters())
+    s.update_policy(agent, optimizer, rollout, {"steps": torch.ones(4, 1), "absorbing": 3.0}, args, generator)
+    torch.testing.assert_close(seen[0], expected)
+
+
 def kill_and_resume(tmp_path, monkeypatch, name, rollouts, *flags) -> None:
     """A run that dies in the policy update after so many rollouts, and goes on."""
     calls, update = [], s.update_policy
