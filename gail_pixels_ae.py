@@ -102,7 +102,7 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 @dataclass
 class Args:
     seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment; its body must be one of CAMERAS
+    env_id: str = "HalfCheetah-v4"  # environment: a body of CAMERAS, or any with --frames render
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
