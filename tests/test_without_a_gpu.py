@@ -7,7 +7,9 @@ channels_last are not tested by this.
 """
 
 import importlib
+import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import DEMOS
@@ -122,6 +124,16 @@ SAC = "--total-timesteps 4000 --num-envs 16 --learning-starts 1000 --threads 1 -
 SAC += "--updates-per-step 0.01 --buffer-size 2000 --eval-interval 2000 --checkpoint-interval 2000"
 
 
+def short_episodes(path) -> str:
+    """Two demonstrations of 25 steps, so that evaluations are short: each operation here takes its time."""
+    with np.load(DEMOS) as whole:
+        observations = np.concatenate([whole["observations"][start : start + 26] for start in (0, 101)])
+        metadata = json.loads(str(whole["metadata"])) | {"max_episode_steps": 25}
+    ends = {"terminated": np.zeros(2, bool), "truncated": np.ones(2, bool), "lengths": np.array([25, 25])}
+    np.savez(path, observations=observations, metadata=json.dumps(metadata), **ends)
+    return str(path)
+
+
 @pytest.mark.parametrize(
     "name, flags",
     [
@@ -140,6 +152,8 @@ def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
     monkeypatch.setattr(script, "torch", Torch())
     first = ["train"] if name == "collect_expert_sac" else []
     demos = [] if first else ["--demos", str(DEMOS)]
+    if name == "gail_pixels_ae":
+        demos = ["--demos", short_episodes(tmp_path / "short.npz")]
     save, devices = script.save_atomically, []
 
     def save_and_die(content, path):
