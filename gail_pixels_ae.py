@@ -1365,8 +1365,11 @@ def final_evaluation(nets, render, graphs, task: dict, args, folder: Path) -> li
     mean = evaluate(*settings, count, args.seed + 20_000, args)
     sampled = evaluate(*settings, count, args.seed + 30_000, args, sampled=True)
     np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
-    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    if not np.isfinite(mean).all():
+        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+    else:
+        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
     return [mean[-1], sampled[-1]]
 
 

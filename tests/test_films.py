@@ -70,7 +70,7 @@ def test_a_resumed_run_begins_new_episodes(tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["env_steps"] == 280
 
 
-def test_nothing_but_the_film_reaches_the_learner(tmp_path, monkeypatch):
+def test_nothing_but_the_film_reaches_the_learner(tmp_path, monkeypatch, capsys):
     """States and rewards that are no numbers, and a set without actions or with wrong ones: not a bit changes."""
     run(tmp_path, name="clean")
     step = dot.Dot.step
@@ -83,7 +83,10 @@ def test_nothing_but_the_film_reaches_the_learner(tmp_path, monkeypatch):
     _, lengths, _ = dot.film(4, 12)
     junk = np.full((lengths.sum(), 1), 1e3)
     states = np.full((lengths.sum() + 4, 2), 7.0)
+    capsys.readouterr()
     run(tmp_path, name="blind", actions=junk, rewards=junk[:, 0] * np.nan, observations=states)
+    shown = capsys.readouterr().out
+    assert "dot:Dot-v0 gives no rewards" in shown and "nan" not in shown
     clean, blind = (networks_of(tmp_path / x) for x in ("clean", "blind"))
     assert all(torch.equal(clean[name], blind[name]) for name in clean)
 
