@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-SCRIPTS = ["gail_ppo", "bc", "gail_state_seq", "gail_pixels_ae", "toy_pointnav"]
+SCRIPTS = ["gail_ppo", "bc", "gail_state_seq", "gail_pixels_ae", "gail_rssm", "toy_pointnav"]
 SCRIPTS = [name for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
 
 

@@ -12,8 +12,9 @@ import torch
 from conftest import DEMOS, ROOT, make_demo_fields
 
 GAIL = ("gail_ppo", "gail_state_seq", "gail_pixels_ae")
-STATES = ("gail_ppo", "gail_state_seq", "bc")  # scripts that take any environment
-IMITATORS = (*GAIL, "bc")
+IMAGINING = ("gail_rssm",)
+STATES = ("gail_ppo", "gail_state_seq", "gail_rssm", "bc")  # scripts that take any environment
+IMITATORS = (*GAIL, *IMAGINING, "bc")
 RESUMING = (*IMITATORS, "collect_expert_sac")  # the toy's run lasts seconds
 ALL = (*RESUMING, "toy_pointnav")
 PPO = (*GAIL, "toy_pointnav")
@@ -40,26 +41,26 @@ TABLE = [
     (RESUMING, "--resume {}/bare.pt --seed 3", "drop the other flags"),
     ((*IMITATORS, "collect_expert_sac"), "--cuda", "--cuda was given, but PyTorch sees no"),
     ((*IMITATORS, "collect_expert_sac"), "--threads -1", "--threads is -1, expected a number, 0 or more; change it."),
-    ((*PPO, "collect_expert_sac"), "--num-envs 0", "--num-envs is 0"),
-    ((*PPO, "collect_expert_sac"), "--total-timesteps 0", "--total-timesteps is 0"),
-    ((*GAIL, "collect_expert_sac"), "--checkpoint-interval 0", "--checkpoint-interval is 0"),
-    (PPO, "--gamma 1", "--gamma is 1.0, expected a number, 0 or more and 0.9999 or less"),
+    ((*PPO, *IMAGINING, "collect_expert_sac"), "--num-envs 0", "--num-envs is 0"),
+    ((*PPO, *IMAGINING, "collect_expert_sac"), "--total-timesteps 0", "--total-timesteps is 0"),
+    ((*GAIL, *IMAGINING, "collect_expert_sac"), "--checkpoint-interval 0", "--checkpoint-interval is 0"),
+    ((*PPO, *IMAGINING), "--gamma 1", "--gamma is 1.0, expected a number, 0 or more and 0.9999 or less"),
     (("collect_expert_sac",), "--gamma 1.5", "--gamma is 1.5, expected a number, 0 or more and 1 or less"),
     (PPO, "--total-timesteps 100", "--total-timesteps is 100"),
-    (PPO, "--gae-lambda -0.1", "--gae-lambda is -0.1"),
-    (PPO, "--num-steps 0", "--num-steps is 0"),
+    ((*PPO, *IMAGINING), "--gae-lambda -0.1", "--gae-lambda is -0.1"),
+    ((*PPO, *IMAGINING), "--num-steps 0", "--num-steps is 0"),
     (PPO, "--num-minibatches 0", "--num-minibatches is 0"),
     (PPO, "--num-minibatches 99999", "--num-minibatches is 99999"),
     (PPO, "--update-epochs 0", "--update-epochs is 0"),
     (PPO, "--clip-coef 0", "--clip-coef is 0.0"),
     (PPO, "--max-grad-norm 0", "--max-grad-norm is 0.0"),
-    (PPO, "--ent-coef -1", "--ent-coef is -1.0"),
+    ((*PPO, *IMAGINING), "--ent-coef -1", "--ent-coef is -1.0"),
     (PPO, "--vf-coef -1", "--vf-coef is -1.0"),
-    (PPO, "--disc-steps 0", "--disc-steps is 0"),
+    ((*PPO, *IMAGINING), "--disc-steps 0", "--disc-steps is 0"),
     (PPO, "--disc-batch-size -1", "--disc-batch-size is -1"),
     (PPO, "--disc-hidden-size 0", "--disc-hidden-size is 0"),
     (PPO, "--disc-learning-rate 0", "--disc-learning-rate is 0.0"),
-    (GAIL, "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
+    ((*GAIL, *IMAGINING), "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
     ((*IMITATORS, "toy_pointnav"), "--eval-episodes 0", "--eval-episodes is 0"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/nowhere.pt", "nowhere.pt: not a readable file"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/hostile.pt", "hostile.pt: not a readable file"),
@@ -104,6 +105,11 @@ TABLE = [
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "Not a directory"),
     (("gail_ppo",), "--burn-in-steps -1", "--burn-in-steps is -1"),
     (("gail_ppo",), "--disc-interval 0", "--disc-interval is 0"),
+    (IMAGINING, "--horizon 0", "--horizon is 0"),
+    (IMAGINING, "--window-size 3", "--window-size is 3, expected a number, 4 or more; change it."),
+    (IMAGINING, "--recent-share 1.5", "--recent-share is 1.5, expected a number, 0 or more and 1 or less"),
+    (IMAGINING, "--demos {}/narrow.npz", "has shape (3,), the environment's (17,)"),
+    (IMAGINING, f"{CARTPOLE}/moves.npz", "its actions are Discrete(2), expected a flat Box with finite bounds"),
     (("gail_state_seq",), "--seq-len 0", "--seq-len is 0"),
     (("gail_state_seq",), "--seq-len 101", "--seq-len is 101"),
     (("gail_state_seq",), "--discriminator transformer --disc-hidden-size 30", "--disc-hidden-size is 30"),

@@ -19,7 +19,7 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 EVERYTHING = "\n".join([README, *DOCS.values(), (ROOT / "data/README.md").read_text()]).replace("\\\n", "")
 COMMANDS = re.findall(r"^(?:torchrun [^#\n]*?|python )((?:data/)?\w+\.py[^#\n]*)", EVERYTHING, re.MULTILINE)
 COMMANDS = sorted({command.strip() for command in COMMANDS})
-SCRIPTS = ["bc", "collect_expert_sac", "gail_pixels_ae", "gail_ppo", "gail_state_seq", "toy_pointnav"]
+SCRIPTS = ["bc", "collect_expert_sac", "gail_pixels_ae", "gail_ppo", "gail_rssm", "gail_state_seq", "toy_pointnav"]
 
 
 def test_the_readme_is_short():

@@ -29,6 +29,12 @@ SHORT = {
     ),
     "gail_ppo": ([], ["--total-timesteps", "1000", *GAIL]),
     "gail_state_seq": ([], ["--total-timesteps", "1000", *GAIL]),
+    "gail_rssm": (
+        [],
+        "--total-timesteps 1000 --num-envs 4 --num-steps 50 --learning-starts 400 --updates 1 --batch-size 4 "
+        "--window-size 5 --num-starts 8 --horizon 2 --eval-episodes 2 --checkpoint-interval 200 --eval-interval 1000 "
+        f"--threads 1 --demos {DEMOS}".split(),
+    ),
     "gail_pixels_ae": (
         [],
         ["--total-timesteps", "1000", *GAIL, "--image-size", "32", "--latent-dim", "8", "--ae-batch-size", "16"]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-SCRIPTS = ["bc", "collect_expert_sac", "gail_pixels_ae", "gail_ppo", "gail_state_seq", "toy_pointnav"]
+SCRIPTS = ["bc", "collect_expert_sac", "gail_pixels_ae", "gail_ppo", "gail_rssm", "gail_state_seq", "toy_pointnav"]
 
 
 def choices(parameter: dict) -> list:

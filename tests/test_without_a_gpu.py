@@ -12,6 +12,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DEMOS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -119,6 +120,8 @@ PIXELS = "--num-envs 4 --num-steps 50 --image-size 32 --predictor-steps 1 --pret
 PIXELS += "--update-epochs 1 --hidden-size 8 --ae-steps 1 --ae-batch-size 16 --latent-dim 4 --threads 1 --disc-steps 1 "
 PIXELS += "--eval-episodes 1 --eval-interval 600 --checkpoint-interval 400 --total-timesteps 600 --num-demos 2 "
 PIXELS += "--no-capture-video"
+RSSM = "--total-timesteps 1000 --num-envs 4 --num-steps 50 --learning-starts 400 --updates 1 --batch-size 4 "
+RSSM += "--window-size 5 --num-starts 8 --horizon 2 --eval-episodes 2 --checkpoint-interval 500 --threads 1"
 BC = "--gradient-steps 20 --eval-interval 10 --batch-size 16 --hidden-size 8 --eval-episodes 2"
 SAC = "--total-timesteps 4000 --num-envs 16 --learning-starts 1000 --threads 1 --hidden-size 8 --batch-size 16 "
 SAC += "--updates-per-step 0.01 --buffer-size 2000 --eval-interval 2000 --checkpoint-interval 2000"
@@ -134,6 +137,14 @@ def short_episodes(path) -> str:
     return str(path)
 
 
+def plain_gru(cell, x, h):
+    """nn.GRUCell without the kernel that it calls on a GPU, which the CPU lacks."""
+    xs, hs = F.linear(x, cell.weight_ih, cell.bias_ih), F.linear(h, cell.weight_hh, cell.bias_hh)
+    (xr, xz, xn), (hr, hz, hn) = xs.chunk(3, -1), hs.chunk(3, -1)
+    z = torch.sigmoid(xz + hz)
+    return (1 - z) * torch.tanh(xn + torch.sigmoid(xr + hr) * hn) + z * h
+
+
 @pytest.mark.parametrize(
     "name, flags",
     [
@@ -141,6 +152,7 @@ def short_episodes(path) -> str:
         ("gail_ppo", f"{GAIL} --reward-source combined"),
         ("gail_state_seq", f"{GAIL} --seq-len 4"),
         ("gail_state_seq", f"{GAIL} --seq-len 4 --discriminator transformer --use-actions"),
+        ("gail_rssm", RSSM),
         ("bc", f"{BC} --threads 1 --loss nll"),
         ("collect_expert_sac", SAC),
         ("gail_pixels_ae", PIXELS),
@@ -150,6 +162,7 @@ def short_episodes(path) -> str:
 def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
     script, folder = importlib.import_module(name), tmp_path / "run"
     monkeypatch.setattr(script, "torch", Torch())
+    monkeypatch.setattr(torch.nn.GRUCell, "forward", plain_gru)
     first = ["train"] if name == "collect_expert_sac" else []
     demos = [] if first else ["--demos", str(DEMOS)]
     if name == "gail_pixels_ae":

@@ -1,0 +1,1139 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
+#                 "tyro==1.0.17", "wandb==0.31.0", "tqdm==4.70.1", "matplotlib==3.11.2"]
+# ///
+"""GAIL inside a learned world model: imitate from states alone, in few steps, complete in one file.
+
+A recurrent state-space model (RSSM; Hafner et al. 2019, https://arxiv.org/abs/1811.04551) learns
+from everything that happened how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
+https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines, by the million
+steps, while the policy acts in the world a tenth as often as `gail_ppo.py` has to.
+
+    repeat:  act -> update the model -> imagine -> update D -> reward -> update policy and value
+
+The model, of observations o and actions a, with a state [h, z] of two parts:
+
+    h_t = GRU(h_t-1, z_t-1, a_t-1)      memory
+    z_t ~ posterior(h_t, o_t)           what is seen beyond it: Gaussian
+    z_t ~ prior(h_t)                    the same guessed without seeing: this is imagination
+    o_t = decoder(h_t, z_t), and whether the task has ended there
+
+Where this departs from the papers, and why:
+
+ 1. The demonstrator's actions are neither needed nor used: D sees pairs of observations, where a
+    step led and how far (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
+ 2. D compares demonstrated pairs with *decoded* imagined ones. Some noise on both keeps it from
+    knowing the imagined ones by their blur.
+ 3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
+    https://arxiv.org/abs/1912.01603): both are known and smooth, so nothing has to be guessed.
+ 4. Latents are Gaussian, with KL balance and free nats (DreamerV2 and V3, Hafner et al. 2021 and
+    2023, https://arxiv.org/abs/2301.04104); the reconstruction weighs more than there, since a
+    model that is precise is what makes the return of such small bodies.
+ 5. Rewards are D's softplus(logit) = -log(1 - D), less their mean, over a running deviation.
+ 6. Where the task ends an absorbing state follows, with a reward of its own (Kostrikov et al. 2019,
+    https://arxiv.org/abs/1809.02925). A time limit ends an episode, not the task.
+
+Shapes: T steps, N environments, B windows of L steps, S imagined rollouts of H steps; O numbers of
+an observation, A action, M memory, Z latent.
+
+    python gail_rssm.py                                     # the default set: 12 minutes
+    python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
+    python gail_rssm.py --evaluate runs/<run>/policy.pt     # 100 episodes, mean and sampled actions
+    python gail_rssm.py --resume runs/<run>/checkpoint.pt   # go on from the last checkpoint
+"""
+
+import copy
+import io
+import json
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+import wandb
+from matplotlib.figure import Figure
+from mujoco.batch import Batch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce_with_logits
+from torch.optim import Adam
+from tqdm import tqdm
+
+INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
+STD_MIN = 0.05  # least deviation of latents, and of actions
+DISC_NOISE = 0.1  # deviation of the noise that is added to D's inputs in its updates
+BURN_IN = 2  # first states of a window that nothing is imagined from: their memory is short
+SCALE_DECAY = 0.99  # of the running scales that rewards and returns are divided by
+MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # where gradients are cut
+SLOW_RATE = 0.02  # share of the way that the slow copy of the value goes in each update
+# logged only where the environment gives rewards
+TRUE_RETURNS = {"charts/episodic_return"}
+
+
+@dataclass
+class Args:
+    seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
+    env_id: str = "HalfCheetah-v4"  # environment; must be the one of the demonstrations
+    demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
+    num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
+    output_dir: str = "runs"  # folder that receives the run's folder
+    run_name: str = ""  # name of the run's folder (default: gail_rssm__<env-id>__<seed>__<time>)
+    resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
+    evaluate: str = ""  # policy.pt to evaluate instead of training
+    eval_interval: int = 5_000  # env steps between evaluations (20 episodes, mean action)
+    eval_episodes: int = 100  # episodes of the final evaluation, for mean and for sampled actions
+    checkpoint_interval: int = 10_000  # env steps between checkpoints
+    track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
+    wandb_project_name: str = "gail"  # Weights & Biases project
+    cuda: bool = False  # networks on the GPU
+    threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
+
+    total_timesteps: int = 100_000  # environment steps of the whole run, in whole rollouts
+    num_envs: int = 5  # parallel environments (N)
+    num_steps: int = 20  # steps in each environment between updates (T)
+    learning_starts: int = 1_000  # env steps before the first update
+    updates: int = 8  # updates of model, D, policy and value after each rollout
+    anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
+
+    batch_size: int = 32  # windows of replayed steps in a batch (B)
+    window_size: int = 16  # steps in a window (L)
+    recent_share: float = 0.3  # share of the windows that are from the last recent_steps
+    recent_steps: int = 5_000  # how many of the latest steps count as recent
+    model_learning_rate: float = 6e-4  # Adam step size of the model
+    memory_size: int = 192  # size of the model's memory h (M)
+    latent_size: int = 32  # size of the model's latent z (Z)
+    model_hidden_size: int = 192  # width of the model's layers
+    reconstruction_coef: float = 25.0  # weight of the squared error of decoded observations
+    dynamics_coef: float = 0.5  # weight of the KL that draws the prior to the posterior
+    representation_coef: float = 0.1  # weight of the KL that draws the posterior to the prior
+    free_nats: float = 1.0  # a KL below this draws at neither
+
+    horizon: int = 12  # steps to imagine (H)
+    num_starts: int = 256  # replayed states that each imagination starts from (S)
+    learning_rate: float = 3e-4  # Adam step size of policy and value
+    gamma: float = 0.0
+    """discount factor (0: 1 - 3 / mean length of the demonstrations, at most 0.99)"""
+    gae_lambda: float = 0.95  # lambda of the lambda-returns
+    ent_coef: float = 1e-3  # weight of the policy's entropy bonus
+    hidden_size: int = 128  # width of the two hidden layers of policy and value
+
+    disc_learning_rate: float = 3e-4  # Adam step size of D
+    disc_steps: int = 1  # minibatch steps of D per update
+    disc_batch_size: int = 512  # demonstrated pairs, and as many imagined, in a minibatch
+    disc_hidden_size: int = 128  # width of D's two hidden layers
+    grad_penalty_coef: float = 1.0  # weight of D's gradient penalty
+
+    def check(self) -> None:
+        """Raise UserError for a setting out of range, before anything is written."""
+        rollout = self.num_envs * self.num_steps
+        at_least = {"total_timesteps": rollout, "window_size": BURN_IN + 2}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "recent_share": 1}
+        may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef grad_penalty_coef"
+        may_be_zero += " recent_share free_nats representation_coef"
+        check_numbers(self, may_be_zero, at_least, at_most)
+        require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
+                "GPU; drop it or install a CUDA build of torch.")
+        if self.threads == 0:
+            has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
+            self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+
+
+# Networks
+
+
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers, with LayerNorm and SiLU between."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1]):
+        layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out, eps=1e-3), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
+    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    since x may be large beside its deviation."""
+
+    def __init__(self, data: np.ndarray):
+        super().__init__()
+        data = data.astype(np.float64)
+        mean, std = data.mean(0), data.std(0)
+        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
+
+
+class WorldModel(nn.Module):
+    """The RSSM. A state (..., M + Z) is memory h and latent z in one tensor; of a latent's Gaussian
+    (..., 2 Z) has mean and raw deviation."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args):
+        super().__init__()
+        hidden, self.memory_size = args.model_hidden_size, args.memory_size
+        self.state_size = args.memory_size + args.latent_size
+        self.encoder = mlp([obs_dim, hidden, hidden, hidden])
+        mix = nn.Linear(args.latent_size + action_dim, hidden)
+        self.mix = nn.Sequential(mix, nn.LayerNorm(hidden, eps=1e-3), nn.SiLU())
+        self.gru = nn.GRUCell(hidden, args.memory_size)
+        self.prior = mlp([args.memory_size, hidden, 2 * args.latent_size])
+        self.posterior = mlp([args.memory_size + hidden, hidden, 2 * args.latent_size])
+        self.decoder = mlp([self.state_size, hidden, hidden, obs_dim])
+        self.end = mlp([self.state_size, hidden, 1])  # logit of "the task has ended here"
+
+    def remember(self, state: Tensor, action: Tensor) -> Tensor:
+        """The memory (B, M) after an action (B, A) in a state (B, M + Z)."""
+        h, z = state[:, : self.memory_size], state[:, self.memory_size :]
+        return self.gru(self.mix(torch.cat([z, action], -1)), h)
+
+    def imagine(self, state: Tensor, action: Tensor, generator: Generator | None) -> Tensor:
+        """A state (B, M + Z) that may follow; without a generator the prior's mean."""
+        h = self.remember(state, action)
+        return torch.cat([h, sample_gaussian(*gaussian(self.prior(h)), generator)], -1)
+
+    def perceive(self, state: Tensor, action: Tensor, embedding: Tensor, generator):
+        """The state (B, M + Z) after an action whose outcome is seen, as the encoder gives it
+        (B, hidden), and its posterior (B, 2 Z)."""
+        h = self.remember(state, action)
+        posterior = self.posterior(torch.cat([h, embedding], -1))
+        return torch.cat([h, sample_gaussian(*gaussian(posterior), generator)], -1), posterior
+
+    def observe(self, obs: Tensor, actions: Tensor, generator: Generator | None):
+        """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of windows of standardized
+        observations (B, L, O); actions[:, t], (B, L, A), led to obs[:, t]."""
+        embeddings, state = self.encoder(obs), obs.new_zeros(len(obs), self.state_size)
+        states, posteriors = [], []
+        for t in range(obs.shape[1]):
+            state, posterior = self.perceive(state, actions[:, t], embeddings[:, t], generator)
+            states.append(state)
+            posteriors.append(posterior)
+        states = torch.stack(states, 1)
+        return states, torch.stack(posteriors, 1), self.prior(states[..., : self.memory_size])
+
+
+class Actor(nn.Module):
+    """The policy: a Gaussian of a state (..., M + Z), squashed by tanh to an action (..., A)."""
+
+    def __init__(self, state_size: int, action_dim: int, hidden_size: int):
+        super().__init__()
+        self.net = mlp([state_size, hidden_size, hidden_size, 2 * action_dim])
+        nn.init.normal_(self.net[-1].weight, std=0.01)  # acts alike in all states at first
+
+    def forward(self, state: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """An action (..., A) within -1 and 1, and its log-probability (...); without a generator
+        the middle one. Both have gradients (reparametrization)."""
+        mean, raw_std = self.net(state).chunk(2, dim=-1)
+        mean, std = 3 * torch.tanh(mean / 3), torch.sigmoid(raw_std) + STD_MIN
+        u = sample_gaussian(mean, std, generator)
+        return torch.tanh(u), tanh_gaussian_log_prob(u, mean, std)
+
+
+class Critic(nn.Module):
+    """The value (...) of a state (..., M + Z), and a copy that follows it slowly: returns are
+    bootstrapped from that one, so that the value does not chase itself."""
+
+    def __init__(self, state_size: int, hidden_size: int):
+        super().__init__()
+        self.net = mlp([state_size, hidden_size, hidden_size, 1])
+        nn.init.zeros_(self.net[-1].weight)
+        self.slow_net = copy.deepcopy(self.net)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.net(state).squeeze(-1)
+
+    def slow(self, state: Tensor) -> Tensor:
+        return self.slow_net(state).squeeze(-1)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        for slow, fast in zip(self.slow_net.parameters(), self.net.parameters()):
+            slow.lerp_(fast, SLOW_RATE)
+
+
+class Discriminator(nn.Module):
+    """Logit (...) of "this is the expert's" from pairs of standardized observations (..., 2 O)."""
+
+    def __init__(self, input_dim: int, hidden_size: int):
+        super().__init__()
+        first, second = nn.Linear(input_dim, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(hidden_size, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(-1)
+
+
+class Agent(nn.Module):
+    """World model and policy: all that acting needs. Observations are standardized by those of
+    demos["obs"] (L, O), actions by the bounds demos["low"] and ["high"] (A,)."""
+
+    def __init__(self, demos: dict, args):
+        super().__init__()
+        obs_dim, self.action_dim = demos["obs"].shape[1], len(demos["low"])
+        self.standardize = Standardize(demos["obs"])
+        self.standardize_action = Standardize(np.stack([demos["low"], demos["high"]]))
+        self.model = WorldModel(obs_dim, self.action_dim, args)
+        self.actor = Actor(self.model.state_size, self.action_dim, args.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.standardize.mean.device
+
+    def begin(self, num_envs: int) -> dict[str, Tensor]:
+        """What to hand to `act` first: a memory of nothing, and no action."""
+        sizes = {"state": self.model.state_size, "action": self.action_dim}
+        return {name: torch.zeros(num_envs, x, device=self.device) for name, x in sizes.items()}
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, memory: dict, generator: Generator | None = None) -> np.ndarray:
+        """What to do after raw observations (N, O): the middle action, or, with a generator, a
+        sampled one. Keeps in `memory` what the next call has to know."""
+        x = self.standardize(torch.as_tensor(obs).to(self.device))
+        state, action = memory["state"], memory["action"]
+        state, _ = self.model.perceive(state, action, self.model.encoder(x), generator)
+        action, _ = self.actor(state, generator)
+        memory |= {"state": state, "action": action}
+        return self.standardize_action.undo(action).cpu().numpy()
+
+
+# The algorithm, as functions
+
+
+def gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (..., Z) of a network's output (..., 2 Z)."""
+    mean, raw_std = moments.chunk(2, dim=-1)
+    return mean, F.softplus(raw_std + 0.54) + STD_MIN  # at first near 1
+
+
+def sample_gaussian(mean: Tensor, std: Tensor, generator: Generator | None) -> Tensor:
+    """A draw from N(mean, std^2) with gradients to both; without a generator the mean."""
+    if generator is None:
+        return mean
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
+
+
+def tanh_gaussian_log_prob(u: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log p(tanh(u)) with u ~ N(mean, std^2), summed over the last axis: (..., A) -> (...)
+    (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905, equation 26)."""
+    log_prob = -0.5 * ((u - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
+    return (log_prob - log_slope).sum(-1)
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats of diagonal Gaussians, each given by its moments: (..., 2 Z) -> (...)."""
+    (p_mean, p_std), (q_mean, q_std) = gaussian(p), gaussian(q)
+    ratio = p_std / q_std
+    shift = (p_mean - q_mean) / q_std
+    return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
+
+
+def balanced_kl(posterior: Tensor, prior: Tensor, weight: Tensor, args) -> Tensor:
+    """KL(posterior || prior), its two sides drawn to each other by forces of their own, neither
+    below free_nats (Hafner et al. 2023, equation 3); weight (B, L) has a sum of 1."""
+    dynamics = (weight * kl_divergence(posterior.detach(), prior)).sum()
+    representation = (weight * kl_divergence(posterior, prior.detach())).sum()
+    dynamics, representation = (x.clamp(min=args.free_nats) for x in (dynamics, representation))
+    return args.dynamics_coef * dynamics + args.representation_coef * representation
+
+
+def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (|d logit/dx| - 1)^2 at x = mix * expert + (1 - mix) * policy (Gulrajani et al. 2017,
+    https://arxiv.org/abs/1704.00028, equation 3), one mix and one norm for each of the B inputs."""
+    x = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+    (grad,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    return (grad.flatten(1).norm(dim=-1) - 1).square().mean()
+
+
+def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
+    """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
+    (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
+    return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
+
+
+def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
+    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
+    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    return torch.tensor([steps, steps_left[terminated].sum()])
+
+
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
+    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+
+    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
+    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
+    shared out as the policy's are: an end that the expert never met is never paid for."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
+    expert = (expert + policy) / (expert + policy).sum()
+    return torch.log(expert / policy)
+
+
+def lambda_returns(rewards, values, goes_on, absorbing_value, gamma, gae_lambda) -> Tensor:
+    """Returns of H imagined steps, (H, S): rewards; values of the states that they lead to; the
+    probability that the task goes on there, if not, the absorbing value (Hafner et al. 2023,
+    equation 7). gae_lambda 1 looks as far as was imagined, 0 one step."""
+    returns, ahead = torch.empty_like(rewards), values[-1]
+    for t in reversed(range(len(rewards))):
+        ahead = (1 - gae_lambda) * values[t] + gae_lambda * ahead
+        ahead = rewards[t] + gamma * (goes_on[t] * ahead + (1 - goes_on[t]) * absorbing_value)
+        returns[t] = ahead
+    return returns
+
+
+def pairs(obs: Tensor) -> Tensor:
+    """What D sees of H steps, (H + 1, ..., O) -> (H, ..., 2 O): where each led, and how far."""
+    return torch.cat([obs[1:], obs[1:] - obs[:-1]], dim=-1)
+
+
+class Replay:
+    """All episodes that ended so far, one after another. A row has an observation, the action that
+    led to it, whether the task ended there, and how many steps of the time limit were left then."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+        self.size, whole = 0, {"dtype": torch.int64, "device": device}
+        self.rows = {
+            "obs": torch.zeros(capacity, obs_dim, device=device),
+            "action": torch.zeros(capacity, action_dim, device=device),
+            "terminated": torch.zeros(capacity, dtype=torch.bool, device=device),
+            "steps_left": torch.zeros(capacity, **whole),
+            "first": torch.zeros(capacity, **whole),  # row of the episode's first observation
+            "last": torch.zeros(capacity, **whole),  # and of its last
+        }
+
+    def add(self, episode: Tensor, terminated: bool, steps_left: int) -> None:
+        """An episode of T steps, (T + 1, O + A), the first action being none."""
+        rows = slice(self.size, self.size + len(episode))
+        obs_dim, self.size = self.rows["obs"].shape[1], rows.stop
+        self.rows["obs"][rows], self.rows["action"][rows] = episode.tensor_split([obs_dim], dim=1)
+        self.rows["first"][rows], self.rows["last"][rows] = rows.start, rows.stop - 1
+        self.rows["terminated"][rows.stop - 1] = terminated
+        self.rows["steps_left"][rows.stop - 1] = steps_left
+
+    def draw(self, args, generator: Generator) -> dict[str, Tensor]:
+        """B windows of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
+        short its last row is repeated, and "inside" is False."""
+        shape, length = (args.batch_size,), args.window_size
+        recent = torch.rand(shape, generator=generator) < args.recent_share
+        oldest = recent * max(0, self.size - args.recent_steps)
+        row = oldest + (torch.rand(shape, generator=generator) * (self.size - oldest)).long()
+        begin = row - torch.randint(length, shape, generator=generator)
+        row, begin = row.to(self.rows["obs"].device), begin.to(self.rows["obs"].device)
+        first, last = self.rows["first"][row], self.rows["last"][row]
+        begin = torch.maximum(torch.minimum(begin, last + 1 - length), first)
+        index = begin[:, None] + torch.arange(length, device=begin.device)
+        batch = {name: x[torch.minimum(index, last[:, None])] for name, x in self.rows.items()}
+        return batch | {"inside": index <= last[:, None]}
+
+    def visits(self, steps: int) -> Tensor:
+        """`count_visits` of the latest steps."""
+        rows = slice(max(0, self.size - steps), self.size)
+        terminated = self.rows["terminated"][rows]
+        return count_visits(len(terminated), self.rows["steps_left"][rows], terminated)
+
+
+# The steps of the loop
+
+
+@torch.no_grad()
+def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, generator) -> dict:
+    """Act for T steps in N environments; episodes that end go into the replay -> log. `episodes`
+    goes on from one call to the next: "obs" (N, O), the latest, "memory" of the agent, "limit", the
+    most steps of an episode, and each environment's "return" and "rows" so far: its standardized
+    observations with the actions that led to them, (O + A,) each."""
+    finished, memory = [], episodes["memory"]
+    for _ in range(num_steps):
+        executed = agent.act(episodes["obs"], memory, generator)
+        new_obs, reward, terminated, truncated, info = envs.step(executed)
+        ended, next_obs = terminated | truncated, new_obs.copy()
+        for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
+            next_obs[i] = info["final_obs"][i]
+        check_finite(envs, next_obs, [len(rows) for rows in episodes["rows"]])
+        episodes["obs"] = torch.from_numpy(new_obs)
+        x = agent.standardize(torch.from_numpy(next_obs).to(agent.device))
+        for i, row in enumerate(torch.cat([x, memory["action"]], dim=-1).cpu()):
+            episodes["rows"][i].append(row)
+            episodes["return"][i] += float(reward[i])
+            if ended[i]:
+                steps_left = episodes["limit"] - len(episodes["rows"][i]) + 1
+                replay.add(torch.stack(episodes["rows"][i]), bool(terminated[i]), steps_left)
+                finished.append(episodes["return"][i])
+                begin_episode(agent, episodes, i)
+    return {"charts/episodic_return": np.mean(finished).item()} if finished else {}
+
+
+def begin_episode(agent: Agent, episodes: dict, i: int) -> None:
+    """Environment i begins anew: the agent forgets, and no action led to the first observation."""
+    for x in episodes["memory"].values():
+        x[i] = 0.0
+    first = agent.standardize(episodes["obs"][i].to(agent.device)).cpu()
+    episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
+
+
+def descend(optimizer, loss: Tensor, max_norm: float) -> None:
+    """One step of an optimizer; nothing but its own parameters gets a gradient."""
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+def update_model(model: WorldModel, optimizer, batch: dict, args, generator):
+    """One step on replayed windows -> their states (B, L, M + Z), log."""
+    states, posterior, prior = model.observe(batch["obs"], batch["action"], generator)
+    weight = batch["inside"] / batch["inside"].sum()
+    error = (weight * (model.decoder(states) - batch["obs"]).square().sum(-1)).sum()
+    kl = balanced_kl(posterior, prior, weight, args)
+    end_logit, ended = model.end(states).squeeze(-1), batch["terminated"].float()
+    end_error = (weight * bce_with_logits(end_logit, ended, reduction="none")).sum()
+    loss = args.reconstruction_coef * error + kl + end_error
+    descend(optimizer, loss, MODEL_GRAD_NORM)
+    return states.detach(), {
+        "model/loss": loss.item(),
+        "model/reconstruction": error.item() / batch["obs"].shape[-1],
+        "model/kl": (weight * kl_divergence(posterior, prior)).sum().item(),
+        "model/end": end_error.item(),
+    }
+
+
+def imagine(agent: Agent, states: Tensor, batch: dict, args, generator) -> dict[str, Tensor]:
+    """What happens next if the policy acts, as the model has it: S rollouts of H steps, with
+    gradients: "states" (H + 1, S, M + Z) from some of the replayed ones, "obs" (H + 1, S, O),
+    "log_prob" (H, S) of the actions, "goes_on" (H, S), the chance that the task does."""
+    may_start = batch["inside"] & ~batch["terminated"]
+    starts = states[:, BURN_IN:][may_start[:, BURN_IN:]]
+    chosen = torch.randperm(len(starts), generator=generator)[: args.num_starts]
+    path, log_probs = [starts[chosen.to(starts.device)]], []
+    for _ in range(args.horizon):
+        action, log_prob = agent.actor(path[-1], generator)
+        path.append(agent.model.imagine(path[-1], action, generator))
+        log_probs.append(log_prob)
+    path = torch.stack(path)
+    return {
+        "states": path,
+        "obs": agent.model.decoder(path),
+        "log_prob": torch.stack(log_probs),
+        "goes_on": torch.sigmoid(-agent.model.end(path[1:])).squeeze(-1),
+    }
+
+
+def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, generator):
+    """Steps of D on demonstrated pairs (L, 2 O) and imagined ones -> log of the last."""
+    policy, size = pairs(imagined["obs"].detach()).flatten(0, 1), args.disc_batch_size
+    for _ in range(args.disc_steps):
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
+        noise = DISC_NOISE * torch.randn((2, *policy_x.shape), generator=generator)
+        expert_x, policy_x = torch.stack([expert_x, policy_x]) + noise.to(policy.device)
+        mix = torch.rand((size, 1), generator=generator).to(policy.device)
+        expert_logit, policy_logit = disc(torch.stack([expert_x, policy_x]))
+        penalty = gradient_penalty(disc, expert_x, policy_x, mix)
+        loss = discriminator_loss(expert_logit, policy_logit)
+        descend(optimizer, loss + args.grad_penalty_coef * penalty, math.inf)
+    return {
+        "disc/loss": loss.item(),
+        "disc/expert_prob": torch.sigmoid(expert_logit).mean().item(),
+        "disc/policy_prob": torch.sigmoid(policy_logit).mean().item(),
+        "disc/expert_acc": (expert_logit > 0).float().mean().item(),
+        "disc/policy_acc": (policy_logit < 0).float().mean().item(),
+        "disc/grad_penalty": penalty.item(),
+    }
+
+
+def compute_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dict):
+    """{"steps": rewards of imagined steps (H, S), with gradients, "absorbing": that of each step
+    after an end}, log. `visits` has the counts (2,) of "expert" and "policy"; "reward" of `scales`
+    is a running deviation."""
+    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    reward = F.softplus(disc(pairs(imagined["obs"])) + offset)
+    with torch.no_grad():  # what really happened, to compare
+        replayed_logit = disc(pairs(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
+    mean, std = reward.mean().item(), reward.std().item()
+    scales["reward"] = SCALE_DECAY * scales["reward"] + (1 - SCALE_DECAY) * std
+    scale = max(scales["reward"], 1e-3)  # a constant must not become huge
+    absorbing = (F.softplus(absorbing_logit).item() - mean) / scale
+    return {"steps": (reward - mean) / scale, "absorbing": absorbing}, {
+        "reward/gail_mean": mean,
+        "reward/gail_std": std,
+        "reward/absorbing": F.softplus(absorbing_logit).item(),
+        "reward/replayed_mean": F.softplus(replayed_logit + offset).mean().item(),
+        "disc/replayed_prob": torch.sigmoid(replayed_logit).mean().item(),
+    }
+
+
+def update_policy(critic: Critic, optimizers, imagined: dict, rewards: dict, scales: dict, args):
+    """One step of the policy up the gradient of its imagined returns, one of the value towards
+    them -> log. "return" of `scales` is a running range, from the 5th to the 95th percentile."""
+    states, goes_on, log_prob = imagined["states"], imagined["goes_on"], imagined["log_prob"]
+    absorbing_value = rewards["absorbing"] / (1 - args.gamma)  # for ever
+    outcomes = (critic.slow(states[1:]), goes_on, absorbing_value)
+    returns = lambda_returns(rewards["steps"], *outcomes, args.gamma, args.gae_lambda)
+    low, high = (returns.detach().quantile(share).item() for share in (0.05, 0.95))
+    scales["return"] = SCALE_DECAY * scales["return"] + (1 - SCALE_DECAY) * (high - low)
+    gain = returns / max(scales["return"], 1.0) - args.ent_coef * log_prob
+    # the chance that a step is taken at all, the task not having ended before
+    taken = torch.cat([torch.ones_like(goes_on[:1]), goes_on[:-1]]).cumprod(0).detach()
+    policy_loss = -(taken * gain).mean()
+    descend(optimizers["actor"], policy_loss, ACTOR_GRAD_NORM)
+    value = critic(states[:-1].detach())
+    value_loss = (taken * (value - returns.detach()).square()).mean()
+    descend(optimizers["critic"], value_loss, CRITIC_GRAD_NORM)
+    critic.follow()
+    return {
+        "losses/policy_loss": policy_loss.item(),
+        "losses/value_loss": value_loss.item(),
+        "losses/entropy": -log_prob.mean().item(),
+        "losses/return": returns.mean().item(),
+        "losses/value": value.mean().item(),
+    }
+
+
+# Training
+
+
+def train(args: Args) -> dict[str, float]:
+    """Train from the start or from a checkpoint; returns what summary.json holds."""
+    torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
+    torch.manual_seed(args.seed)  # of the networks' first weights; all else draws from generator
+    generator = Generator().manual_seed(args.seed)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    demos = load_demos(args, required=["observations"])
+    if args.gamma == 0:  # the reward of a third of an episode counts
+        args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
+    envs = make_envs(demos, args.num_envs, args.threads)
+    match_spaces(demos, envs)
+    demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
+    agent = Agent(demos, args).to(device)
+    critic = Critic(agent.model.state_size, args.hidden_size).to(device)
+    demo_obs = agent.standardize(torch.from_numpy(demos["observations"]).to(device))
+    expert = torch.cat([pairs(x) for x in demo_obs.split((demos["lengths"] + 1).tolist())])
+    disc = Discriminator(expert.shape[1], args.disc_hidden_size).to(device)
+    parts = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
+    step_sizes = {"model": args.model_learning_rate, "actor": args.learning_rate}
+    step_sizes |= {"critic": args.learning_rate}
+    optimizers = {
+        name: Adam(net.parameters(), lr=step_sizes[name], eps=1e-5, fused=True)
+        for name, net in parts.items()
+    }
+    disc_optimizer = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
+    capacity = 2 * args.total_timesteps  # an episode of T steps has T + 1 observations
+    replay = Replay(capacity, demo_obs.shape[1], agent.action_dim, device)
+    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
+    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
+    scales = {"reward": 1.0, "return": 1.0}
+
+    rows, seconds, wandb_id, simulator = [], 0.0, None, None
+    learners = {"agent": agent, "critic": critic, "disc": disc, "disc_optimizer": disc_optimizer}
+    learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
+    if args.resume:
+        saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")
+        for name, learner in learners.items():
+            learner.load_state_dict(saved[name])
+        replay.size = len(saved["replay"]["obs"])
+        for name, x in saved["replay"].items():
+            replay.rows[name][: replay.size] = x
+        generator.set_state(saved["generator"])
+        scales, simulator = saved["scales"], saved["simulator"]
+        rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
+    obs, _ = envs.reset(seed=args.seed + len(rows))
+    episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
+    episodes |= {"memory": agent.begin(args.num_envs), "return": [0.0] * args.num_envs}
+    episodes["rows"] = [[] for _ in range(args.num_envs)]
+    for i in range(args.num_envs):
+        begin_episode(agent, episodes, i)
+    if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
+        envs.set_state(simulator)
+        episodes = saved["episodes"]
+        episodes["memory"] = {name: x.to(device) for name, x in episodes["memory"].items()}
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
+        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
+    run_dir = open_run("gail_rssm", args, wandb_id)
+
+    torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
+    start = time.perf_counter() - seconds
+    todo = range(len(rows), num_iterations)
+    bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
+    for iteration in bar:
+        if args.anneal_lr:
+            for name, lr in step_sizes.items():
+                optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
+        log = collect(envs, agent, episodes, replay, args.num_steps, generator)
+        visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps)}
+        for _ in range(args.updates if replay.size >= args.learning_starts else 0):
+            batch = replay.draw(args, generator)
+            states, model_log = update_model(
+                agent.model, optimizers["model"], batch, args, generator
+            )
+            imagined = imagine(agent, states, batch, args, generator)
+            disc_log = update_discriminator(
+                disc, disc_optimizer, expert, imagined, args, generator
+            )
+            rewards, reward_log = compute_rewards(imagined, batch, disc, visits, scales)
+            policy_log = update_policy(critic, optimizers, imagined, rewards, scales, args)
+            log |= model_log | disc_log | reward_log | policy_log
+
+        step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
+        if last or step % args.eval_interval < batch_size:
+            returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
+            log |= return_metrics(returns, demos)
+            bar.set_postfix_str(f"return {returns.mean():.0f}")
+        seconds = time.perf_counter() - start
+        log["charts/learning_rate"] = optimizers["actor"].param_groups[0]["lr"]
+        log["charts/SPS"] = step / seconds
+        numbers = {name: x for name, x in log.items() if math.isfinite(x)}
+        require(not log.keys() - numbers.keys() - TRUE_RETURNS, f"training diverged at step {step}"
+                f": {log}; start again with smaller step sizes (the last checkpoint is older).")
+        rows.append({"global_step": step} | numbers)
+        if args.track:
+            wandb.log(rows[-1], step=step)
+        if last or step % args.checkpoint_interval < batch_size:
+            checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
+            checkpoint |= {
+                "kind": "gail_rssm checkpoint",
+                "args": vars(args),
+                "replay": {name: x[: replay.size].clone() for name, x in replay.rows.items()},
+                "scales": scales,
+                "generator": generator.get_state(),
+                "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
+                "episodes": episodes,
+                "rows": rows,
+                "seconds": seconds,
+                "wandb_id": wandb.run.id if args.track else None,
+            }
+            policy = {"kind": "gail_rssm policy", "agent": agent.state_dict(), "args": vars(args)}
+            policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
+            write_csv(rows, run_dir / "metrics.csv")
+            save_atomically(policy, run_dir / "policy.pt")
+            save_atomically(checkpoint, run_dir / "checkpoint.pt")
+    envs.close()
+    plot_imagination(agent, demos, run_dir / "imagination.png")
+    return report(agent, demos, rows, seconds, args, run_dir)
+
+
+# --- Plumbing: demonstrations and environments ---
+
+
+def load_demos(args, required: list[str]) -> dict:
+    """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
+    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
+    path = Path(args.demos)
+    if not path.exists():
+        path = Path(__file__).parent / args.demos  # whatever folder the script is called from
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            demos = dict(file)
+        demos |= json.loads(str(demos.pop("metadata")))
+        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
+        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
+            raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
+        if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
+            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+        if lengths.max(initial=0) > limit:
+            longest = lengths.max()
+            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
+        count = args.num_demos or len(lengths)
+        if not 0 < count <= len(lengths):
+            raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
+        drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
+        episodes = np.isin(np.arange(len(lengths)), drawn)
+        steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
+        rows = {"observations": states, "frames": states, "actions": steps}
+        rows |= {"rewards": steps, "lengths": episodes}
+        rows |= {"terminated": episodes, "truncated": episodes}
+        needed = {"terminated", "truncated", *required}
+        for name in sorted(rows.keys() & (needed | demos.keys())):
+            x, wanted = demos[name], len(rows[name])
+            if x.shape[:1] != (wanted,) or not (np.isfinite(x).all() or name == "rewards"):
+                found = f"'{name}' is {x.dtype} of shape {x.shape}"
+                raise ValueError(f"{found}, expected {wanted} rows of finite numbers")
+            if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
+                raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
+            demos[name] = x[rows[name]]
+    except KeyError as error:
+        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
+                        "docs/own_demonstrations.md.") from None
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
+        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
+                        "docs/own_demonstrations.md.") from None
+    if recorded_in != args.env_id:
+        warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
+    if "observations" in demos:
+        final = np.cumsum(demos["lengths"] + 1) - 1
+        demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
+    rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
+    demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
+    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
+
+
+class BatchHalfCheetah(gym.vector.VectorEnv):
+    """N HalfCheetah-v4 on MuJoCo's native threads: gymnasium's, step for step (a test says so), but
+    faster, and bit-identical at any number of threads. An ended episode resets in the same step."""
+
+    def __init__(self, num_envs: int, max_episode_steps: int, threads: int):
+        mujoco.set_mju_user_warning(lambda message: None)  # the model has a deprecated attribute
+        path = Path(gym.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+        self.model = mujoco.MjModel.from_xml_path(str(path))
+        mujoco.set_mju_user_warning(None)
+        self.batch = Batch(self.model, num_envs, threads)
+        self.qpos, self.qvel, self.ctrl = map(self.batch.bind, ("qpos", "qvel", "ctrl"))  # views
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.spec = gym.spec("HalfCheetah-v4")
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)
+        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (num_envs, 6), np.float32)
+        self.elapsed, self.rng = np.zeros(num_envs, np.int64), np.random.default_rng()
+
+    def states(self) -> np.ndarray:
+        """(N, 18): positions, the root's x first, then velocities. All but x is observed."""
+        return np.concatenate([self.qpos, self.qvel], axis=1)
+
+    def restart(self, ids: np.ndarray) -> None:
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self.qpos[ids] = self.model.qpos0 + self.rng.uniform(-0.1, 0.1, (len(ids), 9))
+        self.qvel[ids] = 0.1 * self.rng.standard_normal((len(ids), 9))
+        self.elapsed[ids] = 0
+
+    def reset(self, *, seed: int | None = None, options=None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self.restart(np.arange(self.num_envs))
+        return self.states()[:, 1:], {}
+
+    def step(self, actions: np.ndarray):
+        x_before = self.qpos[:, 0].copy()
+        self.ctrl[:] = actions
+        self.batch.step(nstep=5)  # of 0.01 s
+        final_states = self.states()
+        rewards = (self.qpos[:, 0] - x_before) / 0.05 - 0.1 * np.square(self.ctrl).sum(axis=1)
+        self.elapsed += 1
+        truncated = self.elapsed >= self.max_episode_steps
+        if truncated.any():
+            self.restart(np.flatnonzero(truncated))
+        info = {"final_obs": final_states[:, 1:], "final_states": final_states}
+        return self.states()[:, 1:], rewards, np.zeros_like(truncated), truncated, info
+
+    def get_state(self) -> dict:
+        """All that the simulations need to go on bit for bit, warm starts included."""
+        state, rng = torch.from_numpy(self.batch.state.copy()), self.rng.bit_generator.state
+        return {"state": state, "elapsed": self.elapsed.tolist(), "rng": rng}
+
+    def set_state(self, saved: dict) -> None:
+        self.batch.state[:], self.elapsed[:] = saved["state"].numpy(), saved["elapsed"]
+        self.rng.bit_generator.state = saved["rng"]
+
+
+def make_envs(task: dict, num_envs: int, threads: int):
+    """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
+    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
+    discrete."""
+    env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4":
+        return BatchHalfCheetah(num_envs, limit, threads)
+    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    try:
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
+    except (gym.error.Error, ImportError) as error:
+        advice = "give a registered gymnasium id"
+        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+    obs, actions = envs.single_observation_space, envs.single_action_space
+    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
+    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
+            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
+    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
+            "Box, or Discrete from 0; choose another environment.")
+    return envs
+
+
+def match_spaces(demos: dict, envs) -> None:
+    """Hold demonstrations against the environment that they are of. Sets "low" and "high" (A,)."""
+    space, shape = envs.single_action_space, envs.single_observation_space.shape
+    found = demos["observations"].shape[1:]
+    require(found == shape, f"--demos: each row of its observations has shape {found}, the "
+            f"environment's {shape}; give demonstrations of this environment.")
+    bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
+    require(bounded, f"--env-id {demos['env_id']}: its actions are {space}, expected a flat Box "
+            "with finite bounds; use gail_state_seq.py.")
+    demos |= {"low": space.low.astype(np.float64), "high": space.high.astype(np.float64)}
+
+
+# --- Plumbing: evaluation, files, command line ---
+
+
+def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
+    """Cumulative true returns (T, E) after each step of fresh episodes, with the middle actions,
+    sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
+    envs, generator = make_envs(task, episodes, threads), None
+    if sampled:
+        generator = Generator().manual_seed(seed)
+    obs, _ = envs.reset(seed=seed)
+    envs.action_space.seed(seed)
+    memory = agent.begin(episodes) if agent else {}
+    running, rewards = np.ones(episodes, bool), []
+    while running.any():
+        check_finite(envs, obs, len(rewards))
+        actions = agent.act(obs, memory, generator) if agent else envs.action_space.sample()
+        obs, reward, terminated, truncated, _ = envs.step(actions)
+        rewards.append(np.where(running, reward, 0.0))
+        running &= ~(terminated | truncated)
+    envs.close()
+    return np.cumsum(rewards, axis=0)
+
+
+def check_finite(envs, obs: np.ndarray, step) -> None:
+    """UserError that names the first number of observations (N, O) that is none."""
+    if not np.isfinite(obs).all():
+        i, dim = np.argwhere(~np.isfinite(obs))[0]
+        step = np.broadcast_to(step, len(obs))[i]
+        raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
+                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
+
+
+def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
+    """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
+    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
+    if not np.isfinite(returns).all():
+        return {}
+    metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
+    gain = demos["returns"].mean().item() - demos["random_return"]
+    if gain > 0:
+        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
+        metrics["eval/normalized_score"] = score
+    return metrics
+
+
+def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
+    """Returns (E,) with the likeliest actions, and sampled; evaluation.npz gets those after each
+    step."""
+    mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
+    sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
+    np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
+    if not np.isfinite(mean).all():
+        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+    else:
+        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+    return [mean[-1], sampled[-1]]
+
+
+def load_agent(path: str) -> tuple[Agent, dict]:
+    """The agent of a policy.pt, and all that the file holds, such as env_id."""
+    saved = load_file(path, "--evaluate", "gail_rssm policy")
+    weights = saved["agent"]
+    bounds = weights["standardize_action.mean"].numpy()  # for the shapes
+    demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
+    agent = Agent(demos, Args(**saved["args"]))
+    agent.load_state_dict(weights)
+    return agent, saved
+
+
+def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
+    """The final evaluation and the run's summary: a table, summary.json, curves.png."""
+    returns, sampled = final_evaluation(agent, demos, args, run_dir)
+    steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
+    summary = return_metrics(returns, demos)
+    evaluated = [row for row in rows if "eval/return_mean" in row]
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["eval/return_mean"])
+        summary["eval/return_sampled_mean"] = sampled.mean().item()
+        summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+    if "eval/normalized_score" in summary:
+        summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
+        if isinstance(demos.get("expert_return_mean"), (int, float)):
+            summary["expert_return_mean"] = demos["expert_return_mean"]
+        high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
+        twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
+        if twice:  # the first of two evaluations in a row at 90%
+            summary["steps_to_90"] = twice[0]
+    summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
+    if args.track:
+        wandb.summary.update(summary)
+        wandb.finish()
+    plot_curves(rows, demos_mean, run_dir / "curves.png")
+    return summary
+
+
+def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
+    """Return, and outputs of D, over environment steps."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for ax, name, label in (
+        (left, "charts/episodic_return", "sampled actions (training)"),
+        (left, "eval/return_mean", "mean action (evaluation)"),
+        (right, "disc/expert_prob", "on demonstrations"),
+        (right, "disc/policy_prob", "on the policy"),
+    ):
+        logged = [row for row in rows if name in row]
+        ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
+    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+    left.set(title="Return", xlabel="environment steps", ylabel="true return of an episode")
+    right.set(title="Discriminator", xlabel="environment steps", ylabel="mean D", ylim=(0, 1))
+    left.legend()
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def plot_imagination(agent: Agent, demos: dict, path: Path) -> None:
+    """Four observations of a demonstrated episode, what the model makes of them, and what it
+    imagines from a few steps on. Nobody told it the actions: it takes the policy's for them."""
+    model, begin, length = agent.model, 10, demos["lengths"][0] + 1
+    x = agent.standardize(torch.from_numpy(demos["observations"][:length]).to(agent.device))
+    memory, dream, perceived, imagined = agent.begin(1), {}, [], []
+    for t in range(length):
+        agent.act(demos["observations"][t : t + 1], memory)
+        perceived.append(model.decoder(memory["state"]))
+        if t <= begin:
+            dream = dict(memory)
+        else:
+            dream["state"] = model.imagine(dream["state"], dream["action"], None)
+            dream["action"], _ = agent.actor(dream["state"], None)
+            imagined.append(model.decoder(dream["state"]))
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for ax, dim in zip(figure.subplots(2, 2).flat, np.linspace(0, x.shape[1] - 1, 4).astype(int)):
+        ax.plot(x[:, dim].cpu(), color="black", label="demonstrated")
+        ax.plot(torch.cat(perceived)[:, dim].cpu(), label="perceived by the model")
+        if imagined:
+            steps = np.arange(begin + 1, length)
+            imagined_x = torch.cat(imagined)[:, dim].cpu()
+            ax.plot(steps, imagined_x, "--", label=f"imagined from step {begin} on")
+        ax.set(title=f"Observation {dim}", xlabel="step of the episode", ylabel="standardized")
+    ax.legend()
+    figure.savefig(path, dpi=120)
+
+
+def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
+    """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
+    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
+    while run_dir.exists() and not args.run_name:  # another run began in the same second
+        run_dir = run_dir.with_name(run_dir.name + "b")
+    if args.resume:
+        run_dir = Path(args.resume).parent
+    elif run_dir.exists():
+        raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
+    if args.track:
+        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        try:
+            wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
+        except Exception as error:  # W&B fails in many ways
+            raise UserError(f"--track: {reason(error)}; run `wandb login`, or set "
+                            "WANDB_MODE=offline.") from None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+    (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    return run_dir
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    columns = dict.fromkeys(name for row in rows for name in row)
+    lines = [",".join(columns), *(",".join(str(row.get(x, "")) for x in columns) for row in rows)]
+    path.with_suffix(".tmp").write_text("\n".join(lines) + "\n")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_file(path: str, flag: str, kind: str) -> dict:
+    """A checkpoint.pt or policy.pt, read without running any code in it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
+                        "wrote.") from None
+    found = content.get("kind") if isinstance(content, dict) else None
+    require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
+    return content
+
+
+class UserError(Exception):
+    """A user's mistake, or a run that cannot go on: shown as one sentence, exit code 2."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
+    for name, x in vars(args).items():
+        if type(x) in (int, float):
+            low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
+            zero_is_fine = name in may_be_zero.split()
+            expected = f"{low} or more" if low or zero_is_fine else "more than 0"
+            expected += f" and {high} or less" if name in at_most else ""
+            good = low <= x <= high and (x > 0 or zero_is_fine)
+            flag = f"--{name.replace('_', '-')}"
+            require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
+
+
+def parse_args(argv: list[str]) -> Args:
+    """Settings of a new run, or of a resumed one. W&B's sweep agents write --flag=True, =False."""
+    argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
+    args = tyro.cli(Args, args=argv)
+    if args.resume:
+        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
+        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
+                "--total-timesteps from the checkpoint; drop the other flags.")
+        saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")["args"]
+        require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
+                "this script wrote it; start a new run.")
+        args = tyro.cli(Args, args=argv, default=Args(**saved))
+    args.check()
+    return args
+
+
+def main(argv: list[str]) -> None:
+    """Command line in, exit code out."""
+    try:
+        args = parse_args(argv)
+        if args.evaluate:
+            final_evaluation(*load_agent(args.evaluate), args, Path(args.evaluate).parent)
+        else:
+            train(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,633 @@
+"""gail_rssm.py: world model, imagination and replay against closed forms and slow versions; then whole runs.
+
+Functions that are copies of gail_ppo.py's are tested there (test_copies.py keeps them copies).
+"""
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMOS, make_demo_fields
+from torch.distributions import Normal, TransformedDistribution, kl_divergence
+from torch.distributions.transforms import TanhTransform
+
+import gail_rssm as r
+
+SMALL = "--memory-size 16 --latent-size 4 --model-hidden-size 16 --hidden-size 16 --disc-hidden-size 16"
+TINY = f"{SMALL} --total-timesteps 2000 --learning-starts 500 --num-steps 100 --updates 2 --eval-episodes 2".split()
+TINY += "--batch-size 8 --window-size 8 --num-starts 16 --horizon 3 --disc-batch-size 16 --threads 1".split()
+TINY += "--eval-interval 500 --checkpoint-interval 500".split()
+
+
+def seeded(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def settings(**replaced) -> r.Args:
+    small = dict(memory_size=5, latent_size=3, model_hidden_size=8, hidden_size=8, horizon=4)
+    return r.Args(**(small | dict(num_starts=6, batch_size=4, window_size=7) | replaced))
+
+
+def make_agent(args=None, obs_dim=4, action_dim=2, seed=0) -> r.Agent:
+    torch.manual_seed(seed)
+    obs = np.random.default_rng(seed).normal(size=(50, obs_dim))
+    return r.Agent({"obs": obs, "low": -2 * np.ones(action_dim), "high": 2 * np.ones(action_dim)}, args or settings())
+
+
+def make_batch(count=4, length=7, obs_dim=4, action_dim=2, seed=0) -> dict:
+    shape, generator = (count, length), seeded(seed)
+    batch = {"obs": torch.randn(*shape, obs_dim, generator=generator)}
+    batch["action"] = 2 * torch.rand(*shape, action_dim, generator=generator) - 1
+    return batch | {"terminated": torch.zeros(shape, dtype=torch.bool), "inside": torch.ones(shape, dtype=torch.bool)}
+
+
+def weights_of(*modules) -> list:
+    return [x.detach().clone() for module in modules for x in module.parameters()]
+
+
+def same(before: list, *modules) -> list[bool]:
+    return [torch.equal(x, y) for x, y in zip(before, weights_of(*modules))]
+
+
+# Closed forms
+
+
+def test_gaussian_sample_and_kl_are_those_of_torch():
+    p, q = torch.randn(2, 5, 6, generator=seeded())
+    normals = [Normal(*r.gaussian(x)) for x in (p, q)]
+    torch.testing.assert_close(r.kl_divergence(p, q), kl_divergence(*normals).sum(-1))
+    mean, std = r.gaussian(p)
+    assert r.gaussian(torch.zeros(1, 2))[1].item() == pytest.approx(1.05, abs=0.01)
+    assert (r.gaussian(torch.full((1, 2), -1e3))[1] == r.STD_MIN).all()
+    assert torch.equal(r.sample_gaussian(mean, std, None), mean)
+    drawn = r.sample_gaussian(mean[0].expand(20000, -1), std[0].expand(20000, -1), seeded())
+    torch.testing.assert_close(drawn.mean(0), mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.std(0), std[0], atol=0.05, rtol=0)
+
+
+def test_samples_pass_gradients_to_mean_and_deviation():
+    mean, std = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    noise = torch.randn(3, generator=seeded())
+    r.sample_gaussian(mean, std, seeded()).sum().backward()
+    assert torch.equal(mean.grad, torch.ones(3)) and torch.equal(std.grad, noise)
+
+
+def test_log_probability_of_a_squashed_action_is_that_of_torch():
+    mean, std = torch.randn(50, 3, generator=seeded()), torch.rand(50, 3, generator=seeded(1)) + 0.05
+    u = r.sample_gaussian(mean, std, seeded(2))
+    expected = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1)).log_prob(torch.tanh(u))
+    torch.testing.assert_close(r.tanh_gaussian_log_prob(u, mean, std), expected.sum(-1), rtol=1e-3, atol=1e-3)
+    assert r.tanh_gaussian_log_prob(torch.tensor([[40.0]]), torch.zeros(1, 1), torch.ones(1, 1)).isfinite()
+
+
+def test_actions_of_the_policy_have_the_log_probability_that_it_says():
+    """The density of a one-dimensional action, by counting draws."""
+    torch.manual_seed(0)
+    actor, state = r.Actor(3, 1, 8), torch.randn(1, 3)
+    actions, log_prob = actor(state.expand(200000, -1), seeded())
+    near = (actions.squeeze(-1) - 0.2).abs() < 0.02
+    assert near.float().mean().item() / 0.04 == pytest.approx(log_prob[near].exp().mean().item(), rel=0.03)
+    middle, _ = actor(state, None)
+    assert actions.quantile(0.5).item() == pytest.approx(middle.item(), abs=0.01)
+    assert actions.abs().max() <= 1
+
+
+def test_balanced_kl_draws_at_each_side_with_its_own_force():
+    posterior, prior = (x.requires_grad_(True) for x in torch.randn(2, 3, 5, 6, generator=seeded()))
+    weight = torch.rand(3, 5, generator=seeded())
+    weight = weight / weight.sum()
+    (weight * r.kl_divergence(posterior, prior)).sum().backward()
+    plain = [posterior.grad.clone(), prior.grad.clone()]
+    for free_nats, pulls in ((0.0, True), (1e6, False)):
+        posterior.grad = prior.grad = None
+        args = settings(dynamics_coef=0.5, representation_coef=0.1, free_nats=free_nats)
+        value = r.balanced_kl(posterior, prior, weight, args)
+        value.backward()
+        torch.testing.assert_close(posterior.grad, 0.1 * plain[0] * pulls)
+        torch.testing.assert_close(prior.grad, 0.5 * plain[1] * pulls)
+    assert value.item() == pytest.approx(0.6e6)
+
+
+def slow_lambda_return(t, rewards, values, goes_on, absorbing, gamma, lam):
+    """The mixture of n-step returns, each spelled out: (1 - lam) lam^(n - 1) of every n but the last."""
+    horizon, total = len(rewards), 0.0
+    for n in range(1, horizon - t + 1):
+        n_step, alive = 0.0, 1.0
+        for k in range(n):
+            n_step += gamma**k * alive * rewards[t + k]
+            n_step += gamma ** (k + 1) * alive * (1 - goes_on[t + k]) * absorbing
+            alive *= goes_on[t + k]
+        n_step += gamma**n * alive * values[t + n - 1]
+        total += n_step * (lam ** (n - 1) if n == horizon - t else (1 - lam) * lam ** (n - 1))
+    return total
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("ends", ["never", "early", "perhaps"])
+def test_lambda_returns_equal_the_mixture_of_n_step_returns(ends, lam):
+    rewards, values = torch.randn(2, 6, 3, dtype=torch.float64, generator=seeded())
+    goes_on = torch.ones_like(rewards)
+    if ends == "early":
+        goes_on[2, 1] = goes_on[0, 2] = 0
+    if ends == "perhaps":
+        goes_on = torch.rand(goes_on.shape, dtype=torch.float64, generator=seeded())
+    returns = r.lambda_returns(rewards, values, goes_on, -3.0, 0.9, lam)
+    for t in range(6):
+        for i in range(3):
+            columns = (rewards[:, i], values[:, i], goes_on[:, i])
+            assert returns[t, i].item() == pytest.approx(slow_lambda_return(t, *columns, -3.0, 0.9, lam).item())
+
+
+def test_lambda_returns_pass_gradients_to_earlier_steps_alone():
+    rewards = torch.zeros(5, 1, requires_grad=True)
+    returns = r.lambda_returns(rewards, torch.zeros(5, 1), torch.ones(5, 1), 0.0, 0.5, 1.0)
+    returns[2].sum().backward()
+    torch.testing.assert_close(rewards.grad[:, 0], torch.tensor([0, 0, 1, 0.5, 0.25]))
+
+
+def test_pairs_say_where_a_step_led_and_how_far():
+    obs = torch.arange(10.0).square().view(5, 1, 2)
+    expected = torch.cat([obs[1:], obs[1:] - obs[:-1]], -1)
+    assert torch.equal(r.pairs(obs), expected) and r.pairs(obs).shape == (4, 1, 4)
+
+
+# World model
+
+
+def test_posterior_does_not_depend_on_what_comes_later():
+    model, batch = make_agent().model, make_batch()
+    later = {name: x.clone() for name, x in batch.items()}
+    later["obs"][:, 4:] += 1
+    later["action"][:, 5:] *= -1
+    states, posterior, prior = model.observe(batch["obs"], batch["action"], seeded())
+    for one, other in zip((states, posterior, prior), model.observe(later["obs"], later["action"], seeded())):
+        assert torch.equal(one[:, :4], other[:, :4])
+        assert not torch.equal(one[:, 5:], other[:, 5:])
+    assert torch.equal(states[:, 4, :5], model.observe(later["obs"], later["action"], seeded())[0][:, 4, :5])
+
+
+def gru_by_hand(cell, x, h):
+    """Cho et al. 2014, as PyTorch has it."""
+    xs, hs = x @ cell.weight_ih.T + cell.bias_ih, h @ cell.weight_hh.T + cell.bias_hh
+    (xr, xz, xn), (hr, hz, hn) = xs.chunk(3, -1), hs.chunk(3, -1)
+    z = torch.sigmoid(xz + hz)
+    return (1 - z) * torch.tanh(xn + torch.sigmoid(xr + hr) * hn) + z * h
+
+
+def test_imagination_is_the_prior_step_by_step():
+    """S rollouts of H steps, by hand, with the same draws in the same order."""
+    args = settings()
+    agent, batch = make_agent(args), make_batch()
+    states, _, _ = agent.model.observe(batch["obs"], batch["action"], seeded())
+    imagined = r.imagine(agent, states.detach(), batch, args, seeded(3))
+    generator, model = seeded(3), agent.model
+    starts = states[:, r.BURN_IN :].reshape(-1, 8)
+    state = starts[torch.randperm(len(starts), generator=generator)[:6]]
+    assert imagined["states"].shape == (5, 6, 8) and imagined["log_prob"].shape == (4, 6)
+    torch.testing.assert_close(imagined["states"][0], state)
+    for t in range(4):
+        mean, raw = agent.actor.net(state).chunk(2, -1)
+        mean, std = 3 * torch.tanh(mean / 3), torch.sigmoid(raw) + 0.05
+        u = mean + std * torch.randn(6, 2, generator=generator)
+        distribution = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
+        log_prob = distribution.log_prob(torch.tanh(u)).sum(-1)
+        h = gru_by_hand(model.gru, model.mix(torch.cat([state[:, 5:], torch.tanh(u)], -1)), state[:, :5])
+        mean, std = r.gaussian(model.prior(h))
+        state = torch.cat([h, mean + std * torch.randn(6, 3, generator=generator)], -1)
+        torch.testing.assert_close(imagined["states"][t + 1], state)
+        torch.testing.assert_close(imagined["log_prob"][t], log_prob, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(imagined["goes_on"][t], 1 - torch.sigmoid(model.end(state)).squeeze(-1))
+    torch.testing.assert_close(imagined["obs"][-1], model.decoder(state))
+
+
+def test_nothing_is_imagined_from_beyond_an_end():
+    args = settings(num_starts=1000, horizon=1)
+    agent, batch = make_agent(args), make_batch()
+    batch["terminated"][0, 4:] = True
+    batch["inside"][0, 5:] = False
+    batch["inside"][1, 3:] = False
+    states, _, _ = agent.model.observe(batch["obs"], batch["action"], seeded())
+    starts = r.imagine(agent, states.detach(), batch, args, seeded())["states"][0]
+    allowed = torch.cat([states[0, 2:4], states[1, 2:3], states[2, 2:], states[3, 2:]])
+    assert len(starts) == len(allowed) == 13
+    assert (torch.cdist(starts, allowed).min(1).values < 1e-6).all()
+
+
+def test_padding_does_not_count_in_the_model_loss():
+    args, logs = settings(), []
+    for filler in (0.0, 5.0):
+        agent, batch = make_agent(args), make_batch()
+        batch["inside"][0, 3:] = batch["inside"][2, 5:] = False
+        batch["obs"][~batch["inside"]] = filler
+        optimizer = torch.optim.SGD(agent.model.parameters(), 0.1)
+        r.update_model(agent.model, optimizer, batch, args, seeded())
+        logs.append(weights_of(agent.model))
+    assert all(torch.equal(x, y) for x, y in zip(*logs))
+
+
+def test_the_model_loss_is_what_its_parts_are_on_what_is_inside():
+    args = settings(free_nats=0.0)
+    agent, batch = make_agent(args), make_batch()
+    batch["inside"][0, 3:] = batch["inside"][2, 5:] = False
+    batch["terminated"][0, 2:] = True
+    states, posterior, prior = agent.model.observe(batch["obs"], batch["action"], seeded())
+    inside = batch["inside"]
+    error = (agent.model.decoder(states) - batch["obs"]).square()[inside].mean()
+    kl = kl_divergence(Normal(*r.gaussian(posterior)), Normal(*r.gaussian(prior))).sum(-1)[inside].mean()
+    ended = torch.sigmoid(agent.model.end(states)).squeeze(-1)[inside]
+    end = torch.where(batch["terminated"][inside], -ended.log(), -(1 - ended).log()).mean()
+    optimizer = torch.optim.SGD(agent.model.parameters(), 0.1)
+    _, log = r.update_model(agent.model, optimizer, batch, args, seeded())
+    assert log["model/reconstruction"] == pytest.approx(error.item(), rel=1e-4)
+    assert log["model/kl"] == pytest.approx(kl.item(), rel=1e-4)
+    assert log["model/end"] == pytest.approx(end.item(), rel=1e-4)
+    assert log["model/loss"] == pytest.approx((25 * 4 * error + 0.6 * kl + end).item(), rel=1e-4)
+
+
+def test_linear_dynamics_are_learned():
+    """x' = R x + B a, R a turn by 30 degrees: after five observed steps the model foretells ten with a tenth of the
+    error of "it stays where it is"."""
+    torch.manual_seed(0)
+    args = settings(memory_size=32, latent_size=8, model_hidden_size=48)
+    model = make_agent(args).model = r.WorldModel(2, 1, args)
+    turn = torch.tensor([[math.cos(math.pi / 6), -math.sin(math.pi / 6)], [math.sin(math.pi / 6), math.cos(math.pi / 6)]])
+
+    def play(count, length, generator):
+        x, action = torch.randn(count, 2, generator=generator), torch.zeros(count, 1)
+        obs, actions = [x], [action]
+        for _ in range(length - 1):
+            action = 2 * torch.rand(count, 1, generator=generator) - 1
+            x = x @ turn.T + action @ torch.tensor([[0.3, -0.2]])
+            obs.append(x)
+            actions.append(action)
+        return torch.stack(obs, 1), torch.stack(actions, 1)
+
+    generator, optimizer = seeded(), torch.optim.Adam(model.parameters(), 3e-3)
+    for i in range(400):
+        obs, actions = play(32, 12, generator)
+        inside = torch.ones(32, 12, dtype=torch.bool)
+        batch = {"obs": obs, "action": actions, "terminated": ~inside, "inside": inside}
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - i / 400)
+        _, log = r.update_model(model, optimizer, batch, args, generator)
+    assert log["model/reconstruction"] < 0.01
+    obs, actions = play(200, 15, seeded(1))
+    with torch.no_grad():
+        state = model.observe(obs[:, :5], actions[:, :5], None)[0][:, -1]
+        for t in range(5, 15):
+            state = model.imagine(state, actions[:, t], None)
+    error = (model.decoder(state) - obs[:, -1]).square().mean()
+    assert error < 0.1 * (obs[:, 4] - obs[:, -1]).square().mean()
+
+
+# Replay
+
+
+def numbered(lengths, args):
+    """A replay of episodes whose observations say (episode, step), and its batch."""
+    replay = r.Replay(1000, 2, 1, torch.device("cpu"))
+    for i, length in enumerate(lengths):
+        steps = torch.arange(length + 1.0)
+        rows = torch.stack([torch.full_like(steps, i), steps, 100 * i + steps], 1)
+        replay.add(rows, terminated=i % 2 == 1, steps_left=50 - length)
+    return replay, replay.draw(args, seeded())
+
+
+def test_windows_are_of_one_episode_in_order():
+    lengths = [20, 3, 9, 40, 1]
+    replay, batch = numbered(lengths, settings(batch_size=4000, recent_share=0.0))
+    episode, step = batch["obs"].unbind(-1)
+    assert replay.size == sum(lengths) + 5
+    assert (episode == episode[:, :1]).all()
+    last = torch.tensor(lengths)[episode.long()]
+    expected = torch.minimum(step[:, :1] + torch.arange(7), last)
+    assert torch.equal(step, expected)
+    assert torch.equal(batch["inside"], step[:, :1] + torch.arange(7) <= last)
+    assert torch.equal(batch["action"].squeeze(-1), 100 * episode + step)
+    assert torch.equal(batch["terminated"], (step == last) & (episode % 2 == 1))
+    seen = {(int(e), int(s)) for e, s in batch["obs"][batch["inside"]].tolist()}
+    assert seen == {(e, s) for e, length in enumerate(lengths) for s in range(length + 1)}
+    assert all((step[:, 0] == 0) | batch["inside"].all(1))  # short ones are seen whole
+
+
+def test_every_step_is_about_as_likely_as_another():
+    _, batch = numbered([200], settings(batch_size=40000, recent_share=0.0))
+    times = torch.bincount(batch["obs"][..., 1].flatten().long(), minlength=201) / 40000 / 7 * 201
+    assert times[7:-7].min() > 0.8 and times[7:-7].max() < 1.2 and times.min() > 0.05 and times.max() < 2.5
+
+
+def test_a_share_of_the_windows_is_recent():
+    _, batch = numbered([50] * 10, settings(batch_size=4000, recent_share=0.3, recent_steps=102))
+    recent = (batch["obs"][:, 0, 0] >= 8).float().mean()
+    assert recent.item() == pytest.approx(0.3 + 0.7 * 0.2, abs=0.03)
+
+
+def test_visits_of_the_latest_steps():
+    replay, _ = numbered([20, 3, 9, 4], settings())
+    assert replay.visits(1000).tolist() == [40, (50 - 3) + (50 - 4)]
+    assert replay.visits(5).tolist() == [5, 46]
+
+
+class Counter:
+    """Two environments whose observations count; the first ends a task every 3 steps, the other has 5 in all."""
+
+    spec = SimpleNamespace(id="Counter")
+
+    def __init__(self):
+        self.at, self.actions = np.array([0.0, 100.0]), []
+
+    def step(self, actions):
+        self.at += 1
+        self.actions.append(actions.copy())
+        final, terminated = self.at[:, None].copy(), np.array([self.at[0] % 10 == 3, False])
+        truncated = np.array([False, self.at[1] % 10 == 5])
+        self.at = np.where(terminated | truncated, self.at // 10 * 10 + 10, self.at)
+        return self.at[:, None].copy(), np.array([1.0, 2.0]), terminated, truncated, {"final_obs": final}
+
+
+def test_collected_episodes_are_what_happened():
+    torch.manual_seed(0)
+    demos = {"obs": np.array([[-1.0], [1.0]]), "low": np.array([-2.0]), "high": np.array([4.0])}
+    agent, envs = r.Agent(demos, settings()), Counter()
+    replay, generator = r.Replay(100, 1, 1, torch.device("cpu")), seeded()
+    agent.standardize.std *= 1000  # nothing is clipped
+    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "memory": agent.begin(2), "limit": 5}
+    episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
+    for i in range(2):
+        r.begin_episode(agent, episodes, i)
+    logs = [r.collect(envs, agent, episodes, replay, 4, generator) for _ in range(2)]
+    size, actions = replay.size, np.stack(envs.actions)[..., 0]
+    assert size == 4 + 6 + 4 and logs == [{"charts/episodic_return": 3.0}, {"charts/episodic_return": 6.5}]
+    obs = 1000 * replay.rows["obs"][:size, 0]
+    torch.testing.assert_close(obs, torch.tensor([0.0, 1, 2, 3, 100, 101, 102, 103, 104, 105, 10, 11, 12, 13]))
+    done = replay.rows["action"][:size, 0] * 3 + 1  # in the environment's units
+    expected = [1, *actions[:3, 0], 1, *actions[:5, 1], 1, *actions[3:6, 0]]
+    torch.testing.assert_close(done, torch.tensor(expected, dtype=torch.float32))
+    assert replay.rows["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
+    assert replay.rows["steps_left"][:size][[3, 9, 13]].tolist() == [2, 0, 2]
+    assert [len(rows) for rows in episodes["rows"]] == [3, 4]
+
+
+def test_the_agent_forgets_when_an_episode_ends():
+    """What it does in a new episode is what a fresh memory would do."""
+    agent, obs = make_agent(), np.random.default_rng(0).normal(size=(6, 2, 4))
+    memory = agent.begin(2)
+    for x in obs[:3]:
+        agent.act(x, memory)
+    episodes = {"obs": torch.from_numpy(obs[3]), "memory": memory, "rows": [[], []], "return": [1.0, 1.0]}
+    r.begin_episode(agent, episodes, 1)
+    fresh = agent.begin(2)
+    one, other = agent.act(obs[3], memory), agent.act(obs[3], fresh)
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
+    assert not np.allclose(one[0], other[0], rtol=1e-5)
+    assert episodes["return"] == [1.0, 0.0] and len(episodes["rows"][1]) == 1
+
+
+def test_acting_is_observing_step_by_step():
+    agent, obs = make_agent(), np.random.default_rng(0).normal(size=(6, 3, 4))
+    memory, executed, actions = agent.begin(3), [], [torch.zeros(3, 2)]
+    for x in obs:
+        executed.append(agent.act(x, memory))
+        actions.append(memory["action"])
+    x = agent.standardize(torch.from_numpy(obs)).transpose(0, 1)
+    states, _, _ = agent.model.observe(x, torch.stack(actions[:-1], 1), None)
+    torch.testing.assert_close(states[:, -1], memory["state"])
+    np.testing.assert_allclose(executed[-1], 2 * agent.actor(states[:, -1], None)[0].detach(), rtol=1e-4)
+
+
+# Steps
+
+
+def test_each_step_changes_its_own_network_alone():
+    args = settings(disc_batch_size=16)
+    agent, batch, generator = make_agent(args), make_batch(), seeded()
+    critic, disc = r.Critic(8, 8), r.Discriminator(8, 8)
+    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net, "slow": critic.slow_net, "disc": disc}
+    optimizers = {name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")}
+    counts, scales = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}, {"reward": 1.0, "return": 1.0}
+    seen = {}
+
+    def changed(name, step):
+        before = {key: weights_of(net) for key, net in nets.items()}
+        result = step()
+        seen[name] = {key for key, net in nets.items() if not all(same(before[key], net))}
+        return result
+
+    states, _ = changed("model", lambda: r.update_model(agent.model, optimizers["model"], batch, args, generator))
+    imagined = changed("imagine", lambda: r.imagine(agent, states, batch, args, generator))
+    expert = torch.randn(30, 8, generator=generator)
+    changed("disc", lambda: r.update_discriminator(disc, optimizers["disc"], expert, imagined, args, generator))
+    rewards, _ = changed("reward", lambda: r.compute_rewards(imagined, batch, disc, counts, scales))
+    changed("policy", lambda: r.update_policy(critic, optimizers, imagined, rewards, scales, args))
+    own = {"model": {"model"}, "imagine": set(), "disc": {"disc"}, "reward": set(), "policy": {"actor", "critic", "slow"}}
+    assert seen == own
+
+
+def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
+    """Its gradient equals that of finite differences of the imagined return, with the same noise."""
+    args = settings(horizon=3, ent_coef=0.01, gamma=0.9)
+    agent, batch, critic, disc = make_agent(args).double(), make_batch(), r.Critic(8, 8).double(), None
+    torch.manual_seed(1)
+    disc = r.Discriminator(8, 8).double()
+    torch.nn.init.normal_(critic.net[-1].weight)
+    critic.slow_net.load_state_dict(critic.net.state_dict())
+    batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
+    states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
+    visits = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}
+    weight = agent.actor.net[-1].weight
+
+    def loss_of(scales):
+        imagined = r.imagine(agent, states, batch, args, seeded())
+        reward = torch.nn.functional.softplus(disc(r.pairs(imagined["obs"])) + r.terminal_logits(*visits.values())[0])
+        returns = r.lambda_returns(
+            (reward - scales["mean"]) / scales["std"],
+            critic.slow(imagined["states"][1:]),
+            imagined["goes_on"],
+            scales["absorbing"] / 0.1,
+            0.9,
+            args.gae_lambda,
+        )
+        taken = torch.ones(3, 6, dtype=torch.float64)
+        taken[1:] = scales["goes_on"][:-1].cumprod(0)
+        return -(taken * (returns / scales["range"] - 0.01 * imagined["log_prob"])).mean().item()
+
+    imagined = r.imagine(agent, states, batch, args, seeded())
+    scales = {"reward": 1.0, "return": 30.0}
+    rewards, log = r.compute_rewards(imagined, batch, disc, visits, scales)
+    fixed = {"mean": log["reward/gail_mean"], "std": scales["reward"], "absorbing": rewards["absorbing"]}
+    optimizers = {"actor": torch.optim.SGD([weight], 0.0), "critic": torch.optim.SGD(critic.net.parameters(), 0.0)}
+    log = r.update_policy(critic, optimizers, imagined, rewards, scales, args)
+    fixed |= {"range": scales["return"], "goes_on": imagined["goes_on"].detach()}
+    assert log["losses/policy_loss"] == pytest.approx(loss_of(fixed), rel=1e-6)
+    for i, j in ((0, 0), (1, 5), (3, 2)):
+        with torch.no_grad():
+            weight[i, j] += 1e-5
+            up = loss_of(fixed)
+            weight[i, j] -= 2e-5
+            down = loss_of(fixed)
+            weight[i, j] += 1e-5
+        assert weight.grad[i, j].item() == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-9)
+
+
+def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
+    args = settings()
+    agent, batch, disc = make_agent(args), make_batch(), r.Discriminator(8, 8)
+    batch["inside"][0, 3:] = False
+    states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
+    imagined = r.imagine(agent, states, batch, args, seeded())
+    counts, scales = {"expert": torch.tensor([80, 20]), "policy": torch.tensor([50, 50])}, {"reward": 2.0}
+    rewards, log = r.compute_rewards(imagined, batch, disc, counts, scales)
+    offset, absorbing = r.terminal_logits(*counts.values())
+    plain = -torch.log(1 - torch.sigmoid(disc(r.pairs(imagined["obs"])) + offset))
+    scale = 0.99 * 2.0 + 0.01 * plain.std().item()
+    assert scales["reward"] == pytest.approx(scale)
+    torch.testing.assert_close(rewards["steps"], (plain - plain.mean()) / scale, rtol=1e-4, atol=1e-5)
+    expected = (-torch.log(1 - torch.sigmoid(absorbing)) - plain.mean()) / scale
+    assert rewards["absorbing"] == pytest.approx(expected.item(), rel=1e-4)
+    obs = batch["obs"]
+    real = [disc(torch.cat([obs[:, t + 1], obs[:, t + 1] - obs[:, t]], -1))[batch["inside"][:, t + 1]] for t in range(6)]
+    assert log["disc/replayed_prob"] == pytest.approx(torch.sigmoid(torch.cat(real)).mean().item(), rel=1e-5)
+    real = -torch.log(1 - torch.sigmoid(torch.cat(real) + offset)).mean()
+    assert log["reward/replayed_mean"] == pytest.approx(real.item(), rel=1e-5)
+
+
+def test_discriminator_learns_to_tell_and_says_so():
+    torch.manual_seed(0)
+    disc, generator = r.Discriminator(4, 32), seeded()
+    optimizer = torch.optim.Adam(disc.parameters(), 1e-3)
+    obs = torch.randn(5, 200, 2, generator=generator)  # of the policy; the expert's next ones are their negatives
+    expert = r.pairs(torch.randn(2, 1000, 2, generator=generator) + torch.tensor([3.0, 0.0])).flatten(0, 1)
+    args = settings(disc_steps=300, disc_batch_size=64, grad_penalty_coef=0.1)
+    log = r.update_discriminator(disc, optimizer, expert, {"obs": obs}, args, generator)
+    assert log["disc/expert_acc"] > 0.9 and log["disc/policy_acc"] > 0.9
+    assert log["disc/expert_prob"] > 0.8 > 0.2 > log["disc/policy_prob"]
+
+
+# Whole runs
+
+
+def run(tmp_path, name, *flags) -> dict:
+    """One in-process run; returns its summary."""
+    base = [*TINY, "--output-dir", str(tmp_path), "--run-name", name]
+    r.main([*base, *flags] if "--demos" in flags else [*base, "--demos", str(DEMOS), *flags])
+    return json.loads((tmp_path / name / "summary.json").read_text())
+
+
+def rows_of(run_dir) -> list[dict]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k != "charts/SPS"} for row in rows]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_and_resume(tmp_path, monkeypatch, name, updates, *flags) -> None:
+    """A run that dies in the policy's update after so many of them, and goes on."""
+    calls, update = [], r.update_policy
+
+    def dying_update(*args):
+        calls.append(None)
+        if len(calls) == updates + 1:
+            raise Killed
+        return update(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(r, "update_policy", dying_update)
+        run(tmp_path, name, *flags)
+    r.main(["--resume", str(tmp_path / name / "checkpoint.pt")])
+
+
+@pytest.mark.parametrize("flags", [(), ("--num-steps", "30", "--num-envs", "4", "--checkpoint-interval", "700")])
+def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
+    """Replay included; the second one's checkpoint lies within episodes."""
+    run(tmp_path, "whole", *flags)
+    kill_and_resume(tmp_path, monkeypatch, "killed", 5, *flags)
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    saved = [torch.load(tmp_path / f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
+    for part in ("agent", "critic", "disc", "replay"):
+        assert all(torch.equal(saved[0][part][name], saved[1][part][name]) for name in saved[0][part])
+
+
+def test_files_of_a_run(tmp_path, capsys):
+    summary = run(tmp_path, "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"config.json", "metrics.csv", "summary.json", "checkpoint.pt", "policy.pt", "curves.png"} | {
+        "imagination.png",
+        "evaluation.npz",
+    }
+    rows = rows_of(tmp_path / "a")
+    assert [int(row["global_step"]) for row in rows] == [500, 1000, 1500, 2000]
+    parts = "model/reconstruction model/kl disc/replayed_prob disc/policy_prob reward/gail_mean reward/replayed_mean"
+    assert all(float(rows[-1][name]) >= 0 for name in parts.split())
+    assert summary["env_steps"] == 2000 and summary["demos_return_mean"] > 600
+    before = dict(np.load(tmp_path / "a/evaluation.npz"))
+    (tmp_path / "a/evaluation.npz").unlink()
+    capsys.readouterr()
+    r.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "2"])
+    assert "mean action" in capsys.readouterr().out
+    after = np.load(tmp_path / "a/evaluation.npz")
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_finished_run_goes_on_longer(tmp_path):
+    run(tmp_path, "a")
+    checkpoint = str(tmp_path / "a/checkpoint.pt")
+    with pytest.raises(r.UserError, match="finished"):
+        r.train(r.parse_args(["--resume", checkpoint]))
+    r.main(["--resume", checkpoint, "--total-timesteps=3000"])
+    rows = rows_of(tmp_path / "a")
+    assert [int(row["global_step"]) for row in rows] == list(range(500, 3001, 500))
+    rates = [float(row["charts/learning_rate"]) for row in rows]  # the old schedule, then the new
+    assert rates == pytest.approx([3e-4 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
+
+
+def test_actions_and_rewards_of_the_demonstrations_change_nothing(tmp_path):
+    fields, rows = make_demo_fields((30, 20, 40)), []
+    for name, change in (("with", {}), ("without", {"actions": None, "rewards": np.full(90, np.nan, np.float32)})):
+        changed = {key: x for key, x in (fields | change).items() if x is not None}
+        np.savez(tmp_path / f"{name}.npz", **changed)
+        run(tmp_path, name, "--demos", str(tmp_path / f"{name}.npz"), "--total-timesteps", "1500")
+        rows.append([{k: v for k, v in row.items() if "score" not in k} for row in rows_of(tmp_path / name)])
+    assert rows[0] == rows[1]
+
+
+def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkeypatch):
+    fields = make_demo_fields((20, 30), obs_dim=11, action_dim=3, env_id="Hopper-v4")
+    fields["terminated"], fields["truncated"] = np.ones(2, bool), np.zeros(2, bool)
+    np.savez(tmp_path / "hopper.npz", **fields)
+    flags = ["--env-id", "Hopper-v4", "--demos", str(tmp_path / "hopper.npz")]
+    kill_and_resume(tmp_path, monkeypatch, "a", 5, *flags)
+    assert [int(row["global_step"]) for row in rows_of(tmp_path / "a")] == [500, 1000, 1500, 2000]
+    replay = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["replay"]
+    ends = replay["last"].unique()
+    assert replay["terminated"][ends].float().mean() > 0.9  # all but those of the time limit
+    assert replay["terminated"].sum() == replay["terminated"][ends].sum()
+    lengths = ends - replay["first"][ends]
+    assert torch.equal(replay["steps_left"][ends], 100 - lengths)
+
+
+def test_a_policy_acts_in_somebody_elses_program(tmp_path):
+    import gymnasium as gym
+
+    run(tmp_path, "a", "--total-timesteps", "1000")
+    agent, saved = r.load_agent(str(tmp_path / "a/policy.pt"))
+    env, memory = gym.make(saved["env_id"], max_episode_steps=5), agent.begin(1)
+    obs, _ = env.reset(seed=0)
+    for _ in range(5):
+        action = agent.act(obs[None], memory)[0]
+        assert env.action_space.contains(action)
+        obs, *_ = env.step(action)
+
+
+def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
+    flags = "--total-timesteps 5000 --updates 12 --num-steps 20 --batch-size 16 --window-size 12 --num-starts 64".split()
+    flags += "--memory-size 64 --latent-size 16 --model-hidden-size 64 --hidden-size 64 --horizon 8".split()
+    flags += "--model-learning-rate 2e-3 --learning-rate 1e-3 --no-anneal-lr --eval-episodes 20".split()
+    flags += "--disc-batch-size 256 --disc-hidden-size 64 --eval-interval 1000".split()
+    summary = run(tmp_path, "a", *flags)
+    assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]
