@@ -6,36 +6,38 @@
 """GAIL inside a learned world model: imitate from states alone, in few steps, complete in one file.
 
 A recurrent state-space model (RSSM; Hafner et al. 2019, https://arxiv.org/abs/1811.04551) learns
-from everything that happened how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
-https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines, by the million
-steps, while the policy acts in the world a tenth as often as `gail_ppo.py` has to.
+from all episodes so far how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
+https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines, so that each step
+in the world is worth a hundred imagined ones.
 
-    repeat:  act -> update the model -> imagine -> update D -> reward -> update policy and value
+    repeat:  act -> several times (update model -> imagine -> update D -> reward -> update policy)
 
-The model, of observations o and actions a, with a state [h, z] of two parts:
+The model, of observations o and actions a, has a state of two parts, [h, z]:
 
-    h_t = GRU(h_t-1, z_t-1, a_t-1)      memory
-    z_t ~ posterior(h_t, o_t)           what is seen beyond it: Gaussian
-    z_t ~ prior(h_t)                    the same guessed without seeing: this is imagination
+    h_t = GRU(h_t-1, z_t-1, a_t-1)      deterministic
+    z_t ~ posterior(h_t, o_t)           Gaussian, what is seen
+    z_t ~ prior(h_t)                    Gaussian, the same guessed: this is imagination
     o_t = decoder(h_t, z_t), and whether the task has ended there
 
 Where this departs from the papers, and why:
 
  1. The demonstrator's actions are neither needed nor used: D sees pairs of observations, where a
     step led and how far (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
- 2. D compares demonstrated pairs with *decoded* imagined ones. Some noise on both keeps it from
-    knowing the imagined ones by their blur.
+ 2. D compares demonstrated pairs with decoded imagined ones, which begin in states of the replay,
+    the policy's latest preferred. Noise on both keeps D from knowing the imagined ones by their
+    blur; D is the probability of *expert*.
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
-    https://arxiv.org/abs/1912.01603): both are known and smooth, so nothing has to be guessed.
- 4. Latents are Gaussian, with KL balance and free nats (DreamerV2 and V3, Hafner et al. 2021 and
-    2023, https://arxiv.org/abs/2301.04104); the reconstruction weighs more than there, since a
-    model that is precise is what makes the return of such small bodies.
- 5. Rewards are D's softplus(logit) = -log(1 - D), less their mean, over a running deviation.
- 6. Where the task ends an absorbing state follows, with a reward of its own (Kostrikov et al. 2019,
-    https://arxiv.org/abs/1809.02925). A time limit ends an episode, not the task.
+    https://arxiv.org/abs/1912.01603), and through all imagined steps before.
+ 4. KL balance (DreamerV2, Hafner et al. 2021, https://arxiv.org/abs/2010.02193), free nats for the
+    batch instead of each state. The reconstruction weighs more than there: the return of a body
+    with few numbers hangs on a precise model.
+ 5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
+ 6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
+    https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
+    episode, not the task.
 
-Shapes: T steps, N environments, B windows of L steps, S imagined rollouts of H steps; O numbers of
-an observation, A action, M memory, Z latent.
+Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in E
+demonstrations; an observation has O numbers, an action A, h M, z Z.
 
     python gail_rssm.py                                     # the default set: 12 minutes
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
@@ -70,14 +72,12 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
-STD_MIN = 0.05  # least deviation of latents, and of actions
-DISC_NOISE = 0.1  # deviation of the noise that is added to D's inputs in its updates
-BURN_IN = 2  # first states of a window that nothing is imagined from: their memory is short
+STD_MIN = 0.05  # least standard deviation of latents, and of actions before tanh
+DISC_NOISE = 0.1  # standard deviation of the noise on D's inputs in its updates
+BURN_IN = 2  # imagination does not start from the first states of a sequence: their h is too new
 SCALE_DECAY = 0.99  # of the running scales that rewards and returns are divided by
-MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # where gradients are cut
-SLOW_RATE = 0.02  # share of the way that the slow copy of the value goes in each update
-# logged only where the environment gives rewards
-TRUE_RETURNS = {"charts/episodic_return"}
+MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # largest norms
+TARGET_RATE = 0.02  # at which the target critic moves to the critic in each update
 
 
 @dataclass
@@ -101,42 +101,42 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 5  # parallel environments (N)
     num_steps: int = 20  # steps in each environment between updates (T)
-    learning_starts: int = 1_000  # env steps before the first update
-    updates: int = 8  # updates of model, D, policy and value after each rollout
+    learning_starts: int = 1_000  # steps of finished episodes before the first update
+    updates: int = 16  # updates of model, D, policy and value after each rollout
     anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
 
-    batch_size: int = 32  # windows of replayed steps in a batch (B)
-    window_size: int = 16  # steps in a window (L)
-    recent_share: float = 0.3  # share of the windows that are from the last recent_steps
-    recent_steps: int = 5_000  # how many of the latest steps count as recent
-    model_learning_rate: float = 6e-4  # Adam step size of the model
-    memory_size: int = 192  # size of the model's memory h (M)
-    latent_size: int = 32  # size of the model's latent z (Z)
-    model_hidden_size: int = 192  # width of the model's layers
+    batch_size: int = 32  # replayed sequences in a batch (B)
+    sequence_length: int = 16  # observations in a sequence (L)
+    recent_share: float = 0.3  # share of the sequences that are drawn from recent steps alone
+    recent_steps: int = 5_000  # how many of the latest steps are recent
+    model_learning_rate: float = 1.5e-3  # Adam step size of the model
+    deter_size: int = 128  # size of the model's deterministic state h (M)
+    stoch_size: int = 32  # size of its stochastic state z (Z)
+    model_hidden_size: int = 128  # width of the model's layers
     reconstruction_coef: float = 25.0  # weight of the squared error of decoded observations
-    dynamics_coef: float = 0.5  # weight of the KL that draws the prior to the posterior
-    representation_coef: float = 0.1  # weight of the KL that draws the posterior to the prior
-    free_nats: float = 1.0  # a KL below this draws at neither
+    dynamics_coef: float = 0.5  # weight of the KL that pulls the prior to the posterior
+    representation_coef: float = 0.1  # weight of the KL that pulls the posterior to the prior
+    free_nats: float = 1.0  # neither is pulled if the batch's mean KL is below this
 
     horizon: int = 12  # steps to imagine (H)
-    num_starts: int = 256  # replayed states that each imagination starts from (S)
-    learning_rate: float = 3e-4  # Adam step size of policy and value
+    num_starts: int = 128  # replayed states to imagine from, at most (S)
+    learning_rate: float = 8e-4  # Adam step size of policy and value
     gamma: float = 0.0
     """discount factor (0: 1 - 3 / mean length of the demonstrations, at most 0.99)"""
     gae_lambda: float = 0.95  # lambda of the lambda-returns
     ent_coef: float = 1e-3  # weight of the policy's entropy bonus
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    disc_learning_rate: float = 3e-4  # Adam step size of D
+    disc_learning_rate: float = 1e-3  # Adam step size of D
     disc_steps: int = 1  # minibatch steps of D per update
     disc_batch_size: int = 512  # demonstrated pairs, and as many imagined, in a minibatch
     disc_hidden_size: int = 128  # width of D's two hidden layers
-    grad_penalty_coef: float = 1.0  # weight of D's gradient penalty
+    grad_penalty_coef: float = 0.3  # weight of D's gradient penalty
 
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_least = {"total_timesteps": rollout, "window_size": BURN_IN + 2}
+        at_least = {"total_timesteps": rollout, "sequence_length": BURN_IN + 2}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "recent_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef grad_penalty_coef"
         may_be_zero += " recent_share free_nats representation_coef"
@@ -180,50 +180,52 @@ class Standardize(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """The RSSM. A state (..., M + Z) is memory h and latent z in one tensor; of a latent's Gaussian
-    (..., 2 Z) has mean and raw deviation."""
+    """The RSSM. A state (..., M + Z) is [h, z]; the parameters (..., 2 Z) of a Gaussian over z are
+    its mean and its raw standard deviation."""
 
     def __init__(self, obs_dim: int, action_dim: int, args):
         super().__init__()
-        hidden, self.memory_size = args.model_hidden_size, args.memory_size
-        self.state_size = args.memory_size + args.latent_size
+        hidden, self.deter_size = args.model_hidden_size, args.deter_size
+        self.state_size = args.deter_size + args.stoch_size
         self.encoder = mlp([obs_dim, hidden, hidden, hidden])
-        mix = nn.Linear(args.latent_size + action_dim, hidden)
-        self.mix = nn.Sequential(mix, nn.LayerNorm(hidden, eps=1e-3), nn.SiLU())
-        self.gru = nn.GRUCell(hidden, args.memory_size)
-        self.prior = mlp([args.memory_size, hidden, 2 * args.latent_size])
-        self.posterior = mlp([args.memory_size + hidden, hidden, 2 * args.latent_size])
+        first = nn.Linear(args.stoch_size + action_dim, hidden)
+        self.gru_input = nn.Sequential(first, nn.LayerNorm(hidden, eps=1e-3), nn.SiLU())
+        self.gru = nn.GRUCell(hidden, args.deter_size)
+        self.prior = mlp([args.deter_size, hidden, 2 * args.stoch_size])
+        self.posterior = mlp([args.deter_size + hidden, hidden, 2 * args.stoch_size])
         self.decoder = mlp([self.state_size, hidden, hidden, obs_dim])
         self.end = mlp([self.state_size, hidden, 1])  # logit of "the task has ended here"
+        nn.init.constant_(self.end[-1].bias, -5.0)  # which is rare
 
-    def remember(self, state: Tensor, action: Tensor) -> Tensor:
-        """The memory (B, M) after an action (B, A) in a state (B, M + Z)."""
-        h, z = state[:, : self.memory_size], state[:, self.memory_size :]
-        return self.gru(self.mix(torch.cat([z, action], -1)), h)
+    def recurrent_step(self, state: Tensor, action: Tensor) -> Tensor:
+        """h (B, M) after an action (B, A) in a state (B, M + Z)."""
+        h, z = state[:, : self.deter_size], state[:, self.deter_size :]
+        return self.gru(self.gru_input(torch.cat([z, action], -1)), h)
 
-    def imagine(self, state: Tensor, action: Tensor, generator: Generator | None) -> Tensor:
-        """A state (B, M + Z) that may follow; without a generator the prior's mean."""
-        h = self.remember(state, action)
-        return torch.cat([h, sample_gaussian(*gaussian(self.prior(h)), generator)], -1)
+    def prior_step(self, state: Tensor, action: Tensor, generator: Generator | None) -> Tensor:
+        """A state (B, M + Z) that may follow; without a generator with the prior's mean."""
+        h = self.recurrent_step(state, action)
+        return torch.cat([h, sample_latent(self.prior(h), generator)], -1)
 
-    def perceive(self, state: Tensor, action: Tensor, embedding: Tensor, generator):
-        """The state (B, M + Z) after an action whose outcome is seen, as the encoder gives it
-        (B, hidden), and its posterior (B, 2 Z)."""
-        h = self.remember(state, action)
+    def posterior_step(self, state: Tensor, action: Tensor, embedding: Tensor, generator):
+        """The state (B, M + Z) after an action, what follows being seen (the encoder's output,
+        (B, hidden)), and the parameters of its posterior (B, 2 Z)."""
+        h = self.recurrent_step(state, action)
         posterior = self.posterior(torch.cat([h, embedding], -1))
-        return torch.cat([h, sample_gaussian(*gaussian(posterior), generator)], -1), posterior
+        return torch.cat([h, sample_latent(posterior, generator)], -1), posterior
 
     def observe(self, obs: Tensor, actions: Tensor, generator: Generator | None):
-        """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of windows of standardized
-        observations (B, L, O); actions[:, t], (B, L, A), led to obs[:, t]."""
+        """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of sequences of standardized
+        observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]."""
         embeddings, state = self.encoder(obs), obs.new_zeros(len(obs), self.state_size)
         states, posteriors = [], []
         for t in range(obs.shape[1]):
-            state, posterior = self.perceive(state, actions[:, t], embeddings[:, t], generator)
+            seen = embeddings[:, t]
+            state, posterior = self.posterior_step(state, actions[:, t], seen, generator)
             states.append(state)
             posteriors.append(posterior)
         states = torch.stack(states, 1)
-        return states, torch.stack(posteriors, 1), self.prior(states[..., : self.memory_size])
+        return states, torch.stack(posteriors, 1), self.prior(states[..., : self.deter_size])
 
 
 class Actor(nn.Module):
@@ -236,33 +238,34 @@ class Actor(nn.Module):
 
     def forward(self, state: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """An action (..., A) within -1 and 1, and its log-probability (...); without a generator
-        the middle one. Both have gradients (reparametrization)."""
+        tanh(mean). Both have gradients (reparametrization)."""
         mean, raw_std = self.net(state).chunk(2, dim=-1)
-        mean, std = 3 * torch.tanh(mean / 3), torch.sigmoid(raw_std) + STD_MIN
+        mean = 3 * torch.tanh(mean / 3)  # beyond 3 tanh is flat
+        std = torch.sigmoid(raw_std) + STD_MIN
         u = sample_gaussian(mean, std, generator)
         return torch.tanh(u), tanh_gaussian_log_prob(u, mean, std)
 
 
 class Critic(nn.Module):
-    """The value (...) of a state (..., M + Z), and a copy that follows it slowly: returns are
-    bootstrapped from that one, so that the value does not chase itself."""
+    """The value (...) of a state (..., M + Z), and a target network that follows it slowly, so that
+    returns have something stable to bootstrap from."""
 
     def __init__(self, state_size: int, hidden_size: int):
         super().__init__()
         self.net = mlp([state_size, hidden_size, hidden_size, 1])
         nn.init.zeros_(self.net[-1].weight)
-        self.slow_net = copy.deepcopy(self.net)
+        self.target_net = copy.deepcopy(self.net)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.net(state).squeeze(-1)
 
-    def slow(self, state: Tensor) -> Tensor:
-        return self.slow_net(state).squeeze(-1)
+    def target(self, state: Tensor) -> Tensor:
+        return self.target_net(state).squeeze(-1)
 
     @torch.no_grad()
-    def follow(self) -> None:
-        for slow, fast in zip(self.slow_net.parameters(), self.net.parameters()):
-            slow.lerp_(fast, SLOW_RATE)
+    def update_target(self) -> None:
+        for slow, fast in zip(self.target_net.parameters(), self.net.parameters()):
+            slow.lerp_(fast, TARGET_RATE)
 
 
 class Discriminator(nn.Module):
@@ -293,29 +296,28 @@ class Agent(nn.Module):
     def device(self) -> torch.device:
         return self.standardize.mean.device
 
-    def begin(self, num_envs: int) -> dict[str, Tensor]:
-        """What to hand to `act` first: a memory of nothing, and no action."""
+    def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
+        """The state and action before an episode's first step: zeros."""
         sizes = {"state": self.model.state_size, "action": self.action_dim}
         return {name: torch.zeros(num_envs, x, device=self.device) for name, x in sizes.items()}
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, memory: dict, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (N, O): the middle action, or, with a generator, a
-        sampled one. Keeps in `memory` what the next call has to know."""
+    def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
+        """What to do after raw observations (N, O): the policy's mean action, or, with a generator,
+        a sampled one. Keeps in `carry` the state and action that the next call goes on from."""
         x = self.standardize(torch.as_tensor(obs).to(self.device))
-        state, action = memory["state"], memory["action"]
-        state, _ = self.model.perceive(state, action, self.model.encoder(x), generator)
-        action, _ = self.actor(state, generator)
-        memory |= {"state": state, "action": action}
-        return self.standardize_action.undo(action).cpu().numpy()
+        state, action, embedding = carry["state"], carry["action"], self.model.encoder(x)
+        carry["state"], _ = self.model.posterior_step(state, action, embedding, generator)
+        carry["action"], _ = self.actor(carry["state"], generator)
+        return self.standardize_action.undo(carry["action"]).cpu().numpy()
 
 
 # The algorithm, as functions
 
 
-def gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (..., Z) of a network's output (..., 2 Z)."""
-    mean, raw_std = moments.chunk(2, dim=-1)
+def gaussian(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (..., Z) of a network's output (..., 2 Z)."""
+    mean, raw_std = parameters.chunk(2, dim=-1)
     return mean, F.softplus(raw_std + 0.54) + STD_MIN  # at first near 1
 
 
@@ -324,6 +326,11 @@ def sample_gaussian(mean: Tensor, std: Tensor, generator: Generator | None) -> T
     if generator is None:
         return mean
     return mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
+
+
+def sample_latent(parameters: Tensor, generator: Generator | None) -> Tensor:
+    """z (..., Z) of a prior's or posterior's parameters (..., 2 Z)."""
+    return sample_gaussian(*gaussian(parameters), generator)
 
 
 def tanh_gaussian_log_prob(u: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -335,20 +342,21 @@ def tanh_gaussian_log_prob(u: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) in nats of diagonal Gaussians, each given by its moments: (..., 2 Z) -> (...)."""
+    """KL(p || q) in nats of diagonal Gaussians with parameters (..., 2 Z) -> (...)."""
     (p_mean, p_std), (q_mean, q_std) = gaussian(p), gaussian(q)
     ratio = p_std / q_std
     shift = (p_mean - q_mean) / q_std
     return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
 
 
-def balanced_kl(posterior: Tensor, prior: Tensor, weight: Tensor, args) -> Tensor:
-    """KL(posterior || prior), its two sides drawn to each other by forces of their own, neither
-    below free_nats (Hafner et al. 2023, equation 3); weight (B, L) has a sum of 1."""
+def balanced_kl(posterior: Tensor, prior: Tensor, weight: Tensor, args) -> tuple[Tensor, float]:
+    """KL(posterior || prior) twice, to train the prior and the posterior with weights of their own
+    (Hafner et al. 2021, algorithm 2), and its value; weight (B, L) has a sum of 1."""
     dynamics = (weight * kl_divergence(posterior.detach(), prior)).sum()
     representation = (weight * kl_divergence(posterior, prior.detach())).sum()
-    dynamics, representation = (x.clamp(min=args.free_nats) for x in (dynamics, representation))
-    return args.dynamics_coef * dynamics + args.representation_coef * representation
+    loss = args.dynamics_coef * dynamics.clamp(min=args.free_nats)
+    loss = loss + args.representation_coef * representation.clamp(min=args.free_nats)
+    return loss, dynamics.item()
 
 
 def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tensor) -> Tensor:
@@ -384,67 +392,72 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     return torch.log(expert / policy)
 
 
-def lambda_returns(rewards, values, goes_on, absorbing_value, gamma, gae_lambda) -> Tensor:
-    """Returns of H imagined steps, (H, S): rewards; values of the states that they lead to; the
-    probability that the task goes on there, if not, the absorbing value (Hafner et al. 2023,
-    equation 7). gae_lambda 1 looks as far as was imagined, 0 one step."""
+def lambda_returns(rewards, values, continues, absorbing_value, gamma, gae_lambda) -> Tensor:
+    """Returns of H imagined steps (Hafner et al. 2021, equation 4), all (H, S): rewards; values of
+    the states that they lead to; the probability that the task continues there. Where it does not,
+    absorbing_value is what follows. gae_lambda 1 looks as far as was imagined, 0 one step."""
     returns, ahead = torch.empty_like(rewards), values[-1]
     for t in reversed(range(len(rewards))):
         ahead = (1 - gae_lambda) * values[t] + gae_lambda * ahead
-        ahead = rewards[t] + gamma * (goes_on[t] * ahead + (1 - goes_on[t]) * absorbing_value)
+        ahead = rewards[t] + gamma * (continues[t] * ahead + (1 - continues[t]) * absorbing_value)
         returns[t] = ahead
     return returns
 
 
-def pairs(obs: Tensor) -> Tensor:
+def transitions(obs: Tensor) -> Tensor:
     """What D sees of H steps, (H + 1, ..., O) -> (H, ..., 2 O): where each led, and how far."""
     return torch.cat([obs[1:], obs[1:] - obs[:-1]], dim=-1)
 
 
 class Replay:
-    """All episodes that ended so far, one after another. A row has an observation, the action that
-    led to it, whether the task ended there, and how many steps of the time limit were left then."""
+    """All finished episodes, one after another. A row has a standardized observation, the action
+    that led to it (zeros to an episode's first), whether the task ended there, and how many steps
+    of the time limit were left then."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
-        self.size, whole = 0, {"dtype": torch.int64, "device": device}
-        self.rows = {
+        self.size = 0
+        self.columns = {
             "obs": torch.zeros(capacity, obs_dim, device=device),
             "action": torch.zeros(capacity, action_dim, device=device),
             "terminated": torch.zeros(capacity, dtype=torch.bool, device=device),
-            "steps_left": torch.zeros(capacity, **whole),
-            "first": torch.zeros(capacity, **whole),  # row of the episode's first observation
-            "last": torch.zeros(capacity, **whole),  # and of its last
+            "steps_left": torch.zeros(capacity, dtype=torch.int64, device=device),
+            "first": torch.zeros(capacity, dtype=torch.int64, device=device),  # row of the episode
+            "last": torch.zeros(capacity, dtype=torch.int64, device=device),
         }
 
     def add(self, episode: Tensor, terminated: bool, steps_left: int) -> None:
-        """An episode of T steps, (T + 1, O + A), the first action being none."""
-        rows = slice(self.size, self.size + len(episode))
-        obs_dim, self.size = self.rows["obs"].shape[1], rows.stop
-        self.rows["obs"][rows], self.rows["action"][rows] = episode.tensor_split([obs_dim], dim=1)
-        self.rows["first"][rows], self.rows["last"][rows] = rows.start, rows.stop - 1
-        self.rows["terminated"][rows.stop - 1] = terminated
-        self.rows["steps_left"][rows.stop - 1] = steps_left
+        """An episode of T steps, rows (T + 1, O + A)."""
+        new, columns = slice(self.size, self.size + len(episode)), self.columns
+        obs_dim, self.size = columns["obs"].shape[1], new.stop
+        columns["obs"][new], columns["action"][new] = episode.tensor_split([obs_dim], dim=1)
+        columns["first"][new], columns["last"][new] = new.start, new.stop - 1
+        columns["terminated"][new.stop - 1] = terminated
+        columns["steps_left"][new.stop - 1] = steps_left
 
     def draw(self, args, generator: Generator) -> dict[str, Tensor]:
-        """B windows of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
-        short its last row is repeated, and "inside" is False."""
-        shape, length = (args.batch_size,), args.window_size
+        """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
+        short its last row is repeated, and not "inside". "starts" are states that imagination may
+        start from: of a step that did not end the task, with an h that is as long as it gets."""
+        shape, length, device = (args.batch_size,), args.sequence_length, self.columns["obs"].device
         recent = torch.rand(shape, generator=generator) < args.recent_share
         oldest = recent * max(0, self.size - args.recent_steps)
         row = oldest + (torch.rand(shape, generator=generator) * (self.size - oldest)).long()
         begin = row - torch.randint(length, shape, generator=generator)
-        row, begin = row.to(self.rows["obs"].device), begin.to(self.rows["obs"].device)
-        first, last = self.rows["first"][row], self.rows["last"][row]
+        row, begin, step = row.to(device), begin.to(device), torch.arange(length, device=device)
+        first, last = self.columns["first"][row], self.columns["last"][row]
         begin = torch.maximum(torch.minimum(begin, last + 1 - length), first)
-        index = begin[:, None] + torch.arange(length, device=begin.device)
-        batch = {name: x[torch.minimum(index, last[:, None])] for name, x in self.rows.items()}
-        return batch | {"inside": index <= last[:, None]}
+        index = torch.minimum(begin[:, None] + step, last[:, None])
+        batch = {name: self.columns[name][index] for name in ("obs", "action", "terminated")}
+        inside = begin[:, None] + step <= last[:, None]
+        warm = (step >= BURN_IN) | (begin == first)[:, None]
+        return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
     def visits(self, steps: int) -> Tensor:
-        """`count_visits` of the latest steps."""
+        """`count_visits` of the latest rows."""
         rows = slice(max(0, self.size - steps), self.size)
-        terminated = self.rows["terminated"][rows]
-        return count_visits(len(terminated), self.rows["steps_left"][rows], terminated)
+        first, terminated = (self.columns[x][rows] for x in ("first", "terminated"))
+        begun = first.unique().numel()  # episodes: each has a row more than steps
+        return count_visits(len(first) - begun, self.columns["steps_left"][rows], terminated)
 
 
 # The steps of the loop
@@ -453,12 +466,12 @@ class Replay:
 @torch.no_grad()
 def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, generator) -> dict:
     """Act for T steps in N environments; episodes that end go into the replay -> log. `episodes`
-    goes on from one call to the next: "obs" (N, O), the latest, "memory" of the agent, "limit", the
-    most steps of an episode, and each environment's "return" and "rows" so far: its standardized
-    observations with the actions that led to them, (O + A,) each."""
-    finished, memory = [], episodes["memory"]
+    goes on from one call to the next: "obs" (N, O), the latest; "carry" of the agent; "limit", the
+    most steps of an episode; and for each environment "return" so far, and "rows" for the replay,
+    (O + A,) each."""
+    finished, carry = [], episodes["carry"]
     for _ in range(num_steps):
-        executed = agent.act(episodes["obs"], memory, generator)
+        executed = agent.act(episodes["obs"], carry, generator)
         new_obs, reward, terminated, truncated, info = envs.step(executed)
         ended, next_obs = terminated | truncated, new_obs.copy()
         for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
@@ -466,7 +479,7 @@ def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, 
         check_finite(envs, next_obs, [len(rows) for rows in episodes["rows"]])
         episodes["obs"] = torch.from_numpy(new_obs)
         x = agent.standardize(torch.from_numpy(next_obs).to(agent.device))
-        for i, row in enumerate(torch.cat([x, memory["action"]], dim=-1).cpu()):
+        for i, row in enumerate(torch.cat([x, carry["action"]], dim=-1).cpu()):
             episodes["rows"][i].append(row)
             episodes["return"][i] += float(reward[i])
             if ended[i]:
@@ -479,13 +492,13 @@ def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, 
 
 def begin_episode(agent: Agent, episodes: dict, i: int) -> None:
     """Environment i begins anew: the agent forgets, and no action led to the first observation."""
-    for x in episodes["memory"].values():
+    for x in episodes["carry"].values():
         x[i] = 0.0
     first = agent.standardize(episodes["obs"][i].to(agent.device)).cpu()
     episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
 
 
-def descend(optimizer, loss: Tensor, max_norm: float) -> None:
+def optimizer_step(optimizer, loss: Tensor, max_norm: float) -> None:
     """One step of an optimizer; nothing but its own parameters gets a gradient."""
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
@@ -495,47 +508,45 @@ def descend(optimizer, loss: Tensor, max_norm: float) -> None:
 
 
 def update_model(model: WorldModel, optimizer, batch: dict, args, generator):
-    """One step on replayed windows -> their states (B, L, M + Z), log."""
+    """One step on replayed sequences -> their states (B, L, M + Z), log."""
     states, posterior, prior = model.observe(batch["obs"], batch["action"], generator)
     weight = batch["inside"] / batch["inside"].sum()
     error = (weight * (model.decoder(states) - batch["obs"]).square().sum(-1)).sum()
-    kl = balanced_kl(posterior, prior, weight, args)
+    kl_loss, kl = balanced_kl(posterior, prior, weight, args)
     end_logit, ended = model.end(states).squeeze(-1), batch["terminated"].float()
     end_error = (weight * bce_with_logits(end_logit, ended, reduction="none")).sum()
-    loss = args.reconstruction_coef * error + kl + end_error
-    descend(optimizer, loss, MODEL_GRAD_NORM)
+    loss = args.reconstruction_coef * error + kl_loss + end_error
+    optimizer_step(optimizer, loss, MODEL_GRAD_NORM)
     return states.detach(), {
         "model/loss": loss.item(),
         "model/reconstruction": error.item() / batch["obs"].shape[-1],
-        "model/kl": (weight * kl_divergence(posterior, prior)).sum().item(),
+        "model/kl": kl,
         "model/end": end_error.item(),
     }
 
 
-def imagine(agent: Agent, states: Tensor, batch: dict, args, generator) -> dict[str, Tensor]:
-    """What happens next if the policy acts, as the model has it: S rollouts of H steps, with
-    gradients: "states" (H + 1, S, M + Z) from some of the replayed ones, "obs" (H + 1, S, O),
-    "log_prob" (H, S) of the actions, "goes_on" (H, S), the chance that the task does."""
-    may_start = batch["inside"] & ~batch["terminated"]
-    starts = states[:, BURN_IN:][may_start[:, BURN_IN:]]
+def imagine(agent: Agent, starts: Tensor, args, generator) -> dict[str, Tensor]:
+    """Roll out the policy in the model from some of the replayed states (..., M + Z), with
+    gradients: "states" (H + 1, S, M + Z), "obs" (H + 1, S, O), "log_prob" (H, S) of the actions,
+    "continues" (H, S), the probability that the task does after a step, and "alive" (H, S), that it
+    has until then."""
     chosen = torch.randperm(len(starts), generator=generator)[: args.num_starts]
-    path, log_probs = [starts[chosen.to(starts.device)]], []
+    states, log_probs = [starts[chosen.to(starts.device)]], []
     for _ in range(args.horizon):
-        action, log_prob = agent.actor(path[-1], generator)
-        path.append(agent.model.imagine(path[-1], action, generator))
+        action, log_prob = agent.actor(states[-1], generator)
+        states.append(agent.model.prior_step(states[-1], action, generator))
         log_probs.append(log_prob)
-    path = torch.stack(path)
-    return {
-        "states": path,
-        "obs": agent.model.decoder(path),
-        "log_prob": torch.stack(log_probs),
-        "goes_on": torch.sigmoid(-agent.model.end(path[1:])).squeeze(-1),
-    }
+    states = torch.stack(states)
+    continues = torch.sigmoid(-agent.model.end(states[1:])).squeeze(-1)
+    alive = torch.cat([torch.ones_like(continues[:1]), continues[:-1]]).cumprod(0)
+    rollout = {"states": states, "log_prob": torch.stack(log_probs), "continues": continues}
+    return rollout | {"obs": agent.model.decoder(states), "alive": alive.detach()}
 
 
 def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, generator):
-    """Steps of D on demonstrated pairs (L, 2 O) and imagined ones -> log of the last."""
-    policy, size = pairs(imagined["obs"].detach()).flatten(0, 1), args.disc_batch_size
+    """Steps of D on demonstrated transitions (K, 2 O) and imagined ones -> log of the last."""
+    policy, size = transitions(imagined["obs"].detach()), args.disc_batch_size
+    policy = policy[imagined["alive"] > 0.5]  # what comes after an end is not seen either
     for _ in range(args.disc_steps):
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
         policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
@@ -545,7 +556,7 @@ def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, 
         expert_logit, policy_logit = disc(torch.stack([expert_x, policy_x]))
         penalty = gradient_penalty(disc, expert_x, policy_x, mix)
         loss = discriminator_loss(expert_logit, policy_logit)
-        descend(optimizer, loss + args.grad_penalty_coef * penalty, math.inf)
+        optimizer_step(optimizer, loss + args.grad_penalty_coef * penalty, math.inf)
     return {
         "disc/loss": loss.item(),
         "disc/expert_prob": torch.sigmoid(expert_logit).mean().item(),
@@ -559,12 +570,13 @@ def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, 
 def compute_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dict):
     """{"steps": rewards of imagined steps (H, S), with gradients, "absorbing": that of each step
     after an end}, log. `visits` has the counts (2,) of "expert" and "policy"; "reward" of `scales`
-    is a running deviation."""
+    is a running standard deviation."""
     offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
-    reward = F.softplus(disc(pairs(imagined["obs"])) + offset)
+    reward = F.softplus(disc(transitions(imagined["obs"])) + offset)
     with torch.no_grad():  # what really happened, to compare
-        replayed_logit = disc(pairs(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
-    mean, std = reward.mean().item(), reward.std().item()
+        replayed_logit = disc(transitions(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
+    alive = reward[imagined["alive"] > 0.5]
+    mean, std = alive.mean().item(), alive.std(correction=0).item()
     scales["reward"] = SCALE_DECAY * scales["reward"] + (1 - SCALE_DECAY) * std
     scale = max(scales["reward"], 1e-3)  # a constant must not become huge
     absorbing = (F.softplus(absorbing_logit).item() - mean) / scale
@@ -580,21 +592,24 @@ def compute_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dic
 def update_policy(critic: Critic, optimizers, imagined: dict, rewards: dict, scales: dict, args):
     """One step of the policy up the gradient of its imagined returns, one of the value towards
     them -> log. "return" of `scales` is a running range, from the 5th to the 95th percentile."""
-    states, goes_on, log_prob = imagined["states"], imagined["goes_on"], imagined["log_prob"]
-    absorbing_value = rewards["absorbing"] / (1 - args.gamma)  # for ever
-    outcomes = (critic.slow(states[1:]), goes_on, absorbing_value)
-    returns = lambda_returns(rewards["steps"], *outcomes, args.gamma, args.gae_lambda)
+    states, alive, log_prob = imagined["states"], imagined["alive"], imagined["log_prob"]
+    returns = lambda_returns(
+        rewards["steps"],
+        critic.target(states[1:]),
+        imagined["continues"],
+        rewards["absorbing"] / (1 - args.gamma),  # at every step that follows
+        args.gamma,
+        args.gae_lambda,
+    )
     low, high = (returns.detach().quantile(share).item() for share in (0.05, 0.95))
     scales["return"] = SCALE_DECAY * scales["return"] + (1 - SCALE_DECAY) * (high - low)
-    gain = returns / max(scales["return"], 1.0) - args.ent_coef * log_prob
-    # the chance that a step is taken at all, the task not having ended before
-    taken = torch.cat([torch.ones_like(goes_on[:1]), goes_on[:-1]]).cumprod(0).detach()
-    policy_loss = -(taken * gain).mean()
-    descend(optimizers["actor"], policy_loss, ACTOR_GRAD_NORM)
+    objective = returns / max(scales["return"], 1.0) - args.ent_coef * log_prob
+    policy_loss = -(alive * objective).mean()
+    optimizer_step(optimizers["actor"], policy_loss, ACTOR_GRAD_NORM)
     value = critic(states[:-1].detach())
-    value_loss = (taken * (value - returns.detach()).square()).mean()
-    descend(optimizers["critic"], value_loss, CRITIC_GRAD_NORM)
-    critic.follow()
+    value_loss = (alive * (value - returns.detach()).square()).mean()
+    optimizer_step(optimizers["critic"], value_loss, CRITIC_GRAD_NORM)
+    critic.update_target()
     return {
         "losses/policy_loss": policy_loss.item(),
         "losses/value_loss": value_loss.item(),
@@ -618,28 +633,31 @@ def train(args: Args) -> dict[str, float]:
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
+    least = args.num_envs * demos["max_episode_steps"]
+    require(args.total_timesteps > least, f"--total-timesteps is {args.total_timesteps}, expected "
+            f"more than {least}: --num-envs episodes, since only finished ones are learned from.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
     agent = Agent(demos, args).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     demo_obs = agent.standardize(torch.from_numpy(demos["observations"]).to(device))
-    expert = torch.cat([pairs(x) for x in demo_obs.split((demos["lengths"] + 1).tolist())])
+    expert = torch.cat([transitions(x) for x in demo_obs.split((demos["lengths"] + 1).tolist())])
     disc = Discriminator(expert.shape[1], args.disc_hidden_size).to(device)
-    parts = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
-    step_sizes = {"model": args.model_learning_rate, "actor": args.learning_rate}
-    step_sizes |= {"critic": args.learning_rate}
+    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
+    lrs = {"model": args.model_learning_rate, "actor": args.learning_rate}
+    lrs["critic"] = args.learning_rate
     optimizers = {
-        name: Adam(net.parameters(), lr=step_sizes[name], eps=1e-5, fused=True)
-        for name, net in parts.items()
+        name: Adam(net.parameters(), lr=lrs[name], eps=1e-5, fused=True)
+        for name, net in nets.items()
     }
-    disc_optimizer = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
-    capacity = 2 * args.total_timesteps  # an episode of T steps has T + 1 observations
+    optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
+    capacity = 2 * args.total_timesteps  # an episode of T steps has T + 1 rows
     replay = Replay(capacity, demo_obs.shape[1], agent.action_dim, device)
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     scales = {"reward": 1.0, "return": 1.0}
 
     rows, seconds, wandb_id, simulator = [], 0.0, None, None
-    learners = {"agent": agent, "critic": critic, "disc": disc, "disc_optimizer": disc_optimizer}
+    learners = {"agent": agent, "critic": critic, "disc": disc}
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")
@@ -647,20 +665,20 @@ def train(args: Args) -> dict[str, float]:
             learner.load_state_dict(saved[name])
         replay.size = len(saved["replay"]["obs"])
         for name, x in saved["replay"].items():
-            replay.rows[name][: replay.size] = x
+            replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
         generator.set_state(saved["generator"])
         scales, simulator = saved["scales"], saved["simulator"]
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     obs, _ = envs.reset(seed=args.seed + len(rows))
     episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
-    episodes |= {"memory": agent.begin(args.num_envs), "return": [0.0] * args.num_envs}
+    episodes |= {"carry": agent.initial_carry(args.num_envs), "return": [0.0] * args.num_envs}
     episodes["rows"] = [[] for _ in range(args.num_envs)]
     for i in range(args.num_envs):
         begin_episode(agent, episodes, i)
     if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
         envs.set_state(simulator)
         episodes = saved["episodes"]
-        episodes["memory"] = {name: x.to(device) for name, x in episodes["memory"].items()}
+        episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
@@ -673,7 +691,7 @@ def train(args: Args) -> dict[str, float]:
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
     for iteration in bar:
         if args.anneal_lr:
-            for name, lr in step_sizes.items():
+            for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
         log = collect(envs, agent, episodes, replay, args.num_steps, generator)
         visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps)}
@@ -682,9 +700,9 @@ def train(args: Args) -> dict[str, float]:
             states, model_log = update_model(
                 agent.model, optimizers["model"], batch, args, generator
             )
-            imagined = imagine(agent, states, batch, args, generator)
+            imagined = imagine(agent, states[batch["starts"]], args, generator)
             disc_log = update_discriminator(
-                disc, disc_optimizer, expert, imagined, args, generator
+                disc, optimizers["disc"], expert, imagined, args, generator
             )
             rewards, reward_log = compute_rewards(imagined, batch, disc, visits, scales)
             policy_log = update_policy(critic, optimizers, imagined, rewards, scales, args)
@@ -699,7 +717,8 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizers["actor"].param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
         numbers = {name: x for name, x in log.items() if math.isfinite(x)}
-        require(not log.keys() - numbers.keys() - TRUE_RETURNS, f"training diverged at step {step}"
+        unknown_returns = {"charts/episodic_return"}  # where the environment gives no rewards
+        require(log.keys() <= numbers.keys() | unknown_returns, f"training diverged at step {step}"
                 f": {log}; start again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | numbers)
         if args.track:
@@ -709,7 +728,7 @@ def train(args: Args) -> dict[str, float]:
             checkpoint |= {
                 "kind": "gail_rssm checkpoint",
                 "args": vars(args),
-                "replay": {name: x[: replay.size].clone() for name, x in replay.rows.items()},
+                "replay": {name: x[: replay.size].clone() for name, x in replay.columns.items()},
                 "scales": scales,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
@@ -718,7 +737,8 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            policy = {"kind": "gail_rssm policy", "agent": agent.state_dict(), "args": vars(args)}
+            policy = {"kind": "gail_rssm policy", "agent": agent.state_dict()}
+            policy["sizes"] = {x: y for x, y in vars(args).items() if x.endswith("_size")}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
@@ -880,18 +900,18 @@ def match_spaces(demos: dict, envs) -> None:
 
 
 def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
-    """Cumulative true returns (T, E) after each step of fresh episodes, with the middle actions,
+    """Cumulative true returns (T, E) after each step of fresh episodes, with the mean actions,
     sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
     envs, generator = make_envs(task, episodes, threads), None
     if sampled:
         generator = Generator().manual_seed(seed)
     obs, _ = envs.reset(seed=seed)
     envs.action_space.seed(seed)
-    memory = agent.begin(episodes) if agent else {}
+    carry = agent.initial_carry(episodes) if agent else {}
     running, rewards = np.ones(episodes, bool), []
     while running.any():
         check_finite(envs, obs, len(rewards))
-        actions = agent.act(obs, memory, generator) if agent else envs.action_space.sample()
+        actions = agent.act(obs, carry, generator) if agent else envs.action_space.sample()
         obs, reward, terminated, truncated, _ = envs.step(actions)
         rewards.append(np.where(running, reward, 0.0))
         running &= ~(terminated | truncated)
@@ -942,7 +962,7 @@ def load_agent(path: str) -> tuple[Agent, dict]:
     weights = saved["agent"]
     bounds = weights["standardize_action.mean"].numpy()  # for the shapes
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
-    agent = Agent(demos, Args(**saved["args"]))
+    agent = Agent(demos, Args(**saved["sizes"]))
     agent.load_state_dict(weights)
     return agent, saved
 
@@ -1000,25 +1020,24 @@ def plot_imagination(agent: Agent, demos: dict, path: Path) -> None:
     """Four observations of a demonstrated episode, what the model makes of them, and what it
     imagines from a few steps on. Nobody told it the actions: it takes the policy's for them."""
     model, begin, length = agent.model, 10, demos["lengths"][0] + 1
-    x = agent.standardize(torch.from_numpy(demos["observations"][:length]).to(agent.device))
-    memory, dream, perceived, imagined = agent.begin(1), {}, [], []
+    x = agent.standardize(torch.from_numpy(demos["observations"][:length]).to(agent.device)).cpu()
+    carry, dream, perceived, imagined = agent.initial_carry(1), {}, [], []
     for t in range(length):
-        agent.act(demos["observations"][t : t + 1], memory)
-        perceived.append(model.decoder(memory["state"]))
+        agent.act(demos["observations"][t : t + 1], carry)
+        perceived.append(model.decoder(carry["state"]).cpu())
         if t <= begin:
-            dream = dict(memory)
+            dream = dict(carry)
         else:
-            dream["state"] = model.imagine(dream["state"], dream["action"], None)
+            dream["state"] = model.prior_step(dream["state"], dream["action"], None)
             dream["action"], _ = agent.actor(dream["state"], None)
-            imagined.append(model.decoder(dream["state"]))
+        imagined.append(model.decoder(dream["state"]).cpu())
+    perceived, imagined, steps = torch.cat(perceived), torch.cat(imagined), np.arange(length)
     figure = Figure(figsize=(11, 6), layout="constrained")
     for ax, dim in zip(figure.subplots(2, 2).flat, np.linspace(0, x.shape[1] - 1, 4).astype(int)):
-        ax.plot(x[:, dim].cpu(), color="black", label="demonstrated")
-        ax.plot(torch.cat(perceived)[:, dim].cpu(), label="perceived by the model")
-        if imagined:
-            steps = np.arange(begin + 1, length)
-            imagined_x = torch.cat(imagined)[:, dim].cpu()
-            ax.plot(steps, imagined_x, "--", label=f"imagined from step {begin} on")
+        ax.plot(x[:, dim], color="black", label="demonstrated")
+        ax.plot(perceived[:, dim], label="perceived by the model")
+        label = f"imagined from step {begin} on"
+        ax.plot(steps[begin:], imagined[begin:, dim], "--", label=label)
         ax.set(title=f"Observation {dim}", xlabel="step of the episode", ylabel="standardized")
     ax.legend()
     figure.savefig(path, dpi=120)

@@ -32,18 +32,32 @@ ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
 GPU = ["name", "card", "whole run, steps/s", "loop, steps/s", "wall_seconds", "time/rollout", "time/discriminator"]
 GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
 PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
-# figure -> (suite, variants drawn); over minutes instead of steps where its name says so
+SCRIPTS = [  # suite, variant, label
+    ("rssm", "100k steps", "gail_rssm.py, states"),
+    ("rewrite", "states, N = 2", "gail_state_seq.py, states"),
+    ("rewrite", "GAIL 1M", "gail_ppo.py, states and actions"),
+    ("frames", "HalfCheetah, 1M", "gail_pixels_ae.py, frames"),
+]
+
+
+def of(suite: str, *variants: str) -> list[tuple[str, str, str]]:
+    return [(suite, variant, variant) for variant in variants]
+
+
+# figure -> what is drawn; over minutes instead of steps where its name says so
 DRAWN = {
-    "gail": (
+    "gail": of(
         "original_table",
-        ["GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"],
+        *("GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"),
     ),
-    "pixels": ("pixels", ["policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"]),
-    "peers": ("peers", PEERS),
-    "peers_minutes": ("peers", PEERS),
-    "long": ("long", ["GAIL 20M"]),
-    "hopper": ("endings", ["Hopper, GAIL", "Hopper, GAIL on states"]),
-    "state_seq": ("state_seq", [*(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"]),
+    "pixels": of("pixels", "policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"),
+    "peers": of("peers", *PEERS),
+    "peers_minutes": of("peers", *PEERS),
+    "long": of("long", "GAIL 20M"),
+    "hopper": of("endings", "Hopper, GAIL", "Hopper, GAIL on states"),
+    "state_seq": of("state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
+    "scripts": SCRIPTS,
+    "scripts_minutes": SCRIPTS,
 }
 
 
@@ -141,31 +155,34 @@ def table(groups: dict[str, list[dict]]) -> str:
     return "\n".join([*(f"| {' | '.join(line)} |" for line in cells), "", f"Commits {commits}; {versions}."])
 
 
-def draw(name: str, suite: str, variants: list[str]) -> None:
+def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
     """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band; or over the
-    minutes that learning took at each variant's median speed, evaluations left out."""
-    curves, rows = read(f"{suite}_curves"), read(suite)
-    if variants[0] not in rows:
+    minutes that learning took at each variant's median speed, evaluations left out. `drawn` has (suite, variant,
+    label). Where whole scripts are compared the axis is logarithmic."""
+    drawn = [(read(suite), read(f"{suite}_curves"), variant, label) for suite, variant, label in drawn]
+    if drawn[0][2] not in drawn[0][0]:
         return  # a figure without its subject
-    variants = [variant for variant in variants if variant in rows]
+    drawn = [(rows[variant], curves[variant], label) for rows, curves, variant, label in drawn if variant in rows]
     figure, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
     in_minutes = name.endswith("_minutes")
-    for variant in variants:
+    for rows, curve, label in drawn:
         scale = 1e-6
         if in_minutes:
-            scale = np.median([float(row["seconds"]) / float(row["env_steps"]) for row in rows[variant]]) / 60
+            scale = np.median([float(row["seconds"]) / float(row["env_steps"]) for row in rows]) / 60
         by_step = defaultdict(list)
-        for row in curves[variant]:
+        for row in curve:
             by_step[int(row["global_step"])].append(float(row["eval/return_mean"]))
         steps = sorted(by_step)
         values = [np.array(by_step[step]) for step in steps]
         x, seeds = scale * np.array(steps), "1 seed" if len(values[0]) == 1 else f"{len(values[0])} seeds"
-        (line,) = ax.plot(x, [np.median(v) for v in values], label=f"{variant} ({seeds})")
+        (line,) = ax.plot(x, [np.median(v) for v in values], label=f"{label} ({seeds})")
         low, high = [v.min() for v in values], [v.max() for v in values]
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    first = rows[variants[-1]][0]  # the variant that the others are compared with
+    first = drawn[-1][0][0]  # a run of the variant that the others are compared with
     ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
     top = expert_return(first) or max(v.max() for v in values)
+    if name.startswith("scripts"):
+        ax.set_xscale("log")
     if expert_return(first):
         ax.axhline(top, color="black", linestyle=":", label="expert (mean action)")
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
@@ -278,8 +295,8 @@ def main(args: Args) -> None:
         elif made != text:
             sys.exit(f"{document.name} differs from the CSVs or the code; run benchmark/report.py")
     if not args.check:
-        for name, (suite, variants) in DRAWN.items():
-            draw(name, suite, variants)
+        for name, drawn in DRAWN.items():
+            draw(name, drawn)
         draw_few_demonstrations()
 
 

@@ -187,6 +187,17 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             for actions in ([], ["--use-actions"])
         ),
     ],
+    "rssm": [
+        ("100k steps", "gail_rssm.py", [], FIVE),
+        (
+            "Hopper, 100k steps",
+            "gail_rssm.py",
+            ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
+            THREE,
+        ),
+        ("one demonstration, 100k steps", "gail_rssm.py", ["--num-demos", "1"], FIVE),
+        ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
+    ],
     "pixels_ablation": [  # one change at a time from the defaults of gail_pixels_ae.py, half their frames
         *(
             (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
@@ -246,7 +257,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
-    endings_bc, units, state_seq, frames, pixels_ablation, pixels"""
+    endings_bc, units, state_seq, rssm, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS

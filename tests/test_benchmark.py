@@ -248,8 +248,8 @@ def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monke
     monkeypatch.setattr(report, "FIGURES", tmp_path)
     drawn = []
     monkeypatch.setattr(report.plt, "close", drawn.append)
-    report.draw("x_minutes", "x", ["a"])
-    report.draw("x", "x", ["a"])
+    report.draw("x_minutes", report.of("x", "a"))
+    report.draw("x", report.of("x", "a"))
     assert [list(figure.axes[0].lines[0].get_xdata()) for figure in drawn] == [[1.0, 2.0], [0.0005, 0.001]]
 
 

@@ -17,9 +17,9 @@ from torch.distributions.transforms import TanhTransform
 
 import gail_rssm as r
 
-SMALL = "--memory-size 16 --latent-size 4 --model-hidden-size 16 --hidden-size 16 --disc-hidden-size 16"
+SMALL = "--deter-size 16 --stoch-size 4 --model-hidden-size 16 --hidden-size 16 --disc-hidden-size 16"
 TINY = f"{SMALL} --total-timesteps 2000 --learning-starts 500 --num-steps 100 --updates 2 --eval-episodes 2".split()
-TINY += "--batch-size 8 --window-size 8 --num-starts 16 --horizon 3 --disc-batch-size 16 --threads 1".split()
+TINY += "--batch-size 8 --sequence-length 8 --num-starts 16 --horizon 3 --disc-batch-size 16 --threads 1".split()
 TINY += "--eval-interval 500 --checkpoint-interval 500".split()
 
 
@@ -28,8 +28,8 @@ def seeded(seed=0) -> torch.Generator:
 
 
 def settings(**replaced) -> r.Args:
-    small = dict(memory_size=5, latent_size=3, model_hidden_size=8, hidden_size=8, horizon=4)
-    return r.Args(**(small | dict(num_starts=6, batch_size=4, window_size=7) | replaced))
+    small = dict(deter_size=5, stoch_size=3, model_hidden_size=8, hidden_size=8, horizon=4)
+    return r.Args(**(small | dict(num_starts=6, batch_size=4, sequence_length=7) | replaced))
 
 
 def make_agent(args=None, obs_dim=4, action_dim=2, seed=0) -> r.Agent:
@@ -105,22 +105,23 @@ def test_balanced_kl_draws_at_each_side_with_its_own_force():
     for free_nats, pulls in ((0.0, True), (1e6, False)):
         posterior.grad = prior.grad = None
         args = settings(dynamics_coef=0.5, representation_coef=0.1, free_nats=free_nats)
-        value = r.balanced_kl(posterior, prior, weight, args)
-        value.backward()
+        loss, kl = r.balanced_kl(posterior, prior, weight, args)
+        loss.backward()
         torch.testing.assert_close(posterior.grad, 0.1 * plain[0] * pulls)
         torch.testing.assert_close(prior.grad, 0.5 * plain[1] * pulls)
-    assert value.item() == pytest.approx(0.6e6)
+    assert loss.item() == pytest.approx(0.6e6)
+    assert kl == pytest.approx((weight * r.kl_divergence(posterior, prior)).sum().item())
 
 
-def slow_lambda_return(t, rewards, values, goes_on, absorbing, gamma, lam):
+def slow_lambda_return(t, rewards, values, continues, absorbing, gamma, lam):
     """The mixture of n-step returns, each spelled out: (1 - lam) lam^(n - 1) of every n but the last."""
     horizon, total = len(rewards), 0.0
     for n in range(1, horizon - t + 1):
         n_step, alive = 0.0, 1.0
         for k in range(n):
             n_step += gamma**k * alive * rewards[t + k]
-            n_step += gamma ** (k + 1) * alive * (1 - goes_on[t + k]) * absorbing
-            alive *= goes_on[t + k]
+            n_step += gamma ** (k + 1) * alive * (1 - continues[t + k]) * absorbing
+            alive *= continues[t + k]
         n_step += gamma**n * alive * values[t + n - 1]
         total += n_step * (lam ** (n - 1) if n == horizon - t else (1 - lam) * lam ** (n - 1))
     return total
@@ -130,15 +131,15 @@ def slow_lambda_return(t, rewards, values, goes_on, absorbing, gamma, lam):
 @pytest.mark.parametrize("ends", ["never", "early", "perhaps"])
 def test_lambda_returns_equal_the_mixture_of_n_step_returns(ends, lam):
     rewards, values = torch.randn(2, 6, 3, dtype=torch.float64, generator=seeded())
-    goes_on = torch.ones_like(rewards)
+    continues = torch.ones_like(rewards)
     if ends == "early":
-        goes_on[2, 1] = goes_on[0, 2] = 0
+        continues[2, 1] = continues[0, 2] = 0
     if ends == "perhaps":
-        goes_on = torch.rand(goes_on.shape, dtype=torch.float64, generator=seeded())
-    returns = r.lambda_returns(rewards, values, goes_on, -3.0, 0.9, lam)
+        continues = torch.rand(continues.shape, dtype=torch.float64, generator=seeded())
+    returns = r.lambda_returns(rewards, values, continues, -3.0, 0.9, lam)
     for t in range(6):
         for i in range(3):
-            columns = (rewards[:, i], values[:, i], goes_on[:, i])
+            columns = (rewards[:, i], values[:, i], continues[:, i])
             assert returns[t, i].item() == pytest.approx(slow_lambda_return(t, *columns, -3.0, 0.9, lam).item())
 
 
@@ -149,10 +150,10 @@ def test_lambda_returns_pass_gradients_to_earlier_steps_alone():
     torch.testing.assert_close(rewards.grad[:, 0], torch.tensor([0, 0, 1, 0.5, 0.25]))
 
 
-def test_pairs_say_where_a_step_led_and_how_far():
+def test_transitions_say_where_a_step_led_and_how_far():
     obs = torch.arange(10.0).square().view(5, 1, 2)
     expected = torch.cat([obs[1:], obs[1:] - obs[:-1]], -1)
-    assert torch.equal(r.pairs(obs), expected) and r.pairs(obs).shape == (4, 1, 4)
+    assert torch.equal(r.transitions(obs), expected) and r.transitions(obs).shape == (4, 1, 4)
 
 
 # World model
@@ -183,9 +184,9 @@ def test_imagination_is_the_prior_step_by_step():
     args = settings()
     agent, batch = make_agent(args), make_batch()
     states, _, _ = agent.model.observe(batch["obs"], batch["action"], seeded())
-    imagined = r.imagine(agent, states.detach(), batch, args, seeded(3))
-    generator, model = seeded(3), agent.model
-    starts = states[:, r.BURN_IN :].reshape(-1, 8)
+    starts = states.detach().reshape(-1, 8)
+    imagined = r.imagine(agent, starts, args, seeded(3))
+    generator, model, alive = seeded(3), agent.model, torch.ones(6)
     state = starts[torch.randperm(len(starts), generator=generator)[:6]]
     assert imagined["states"].shape == (5, 6, 8) and imagined["log_prob"].shape == (4, 6)
     torch.testing.assert_close(imagined["states"][0], state)
@@ -195,26 +196,16 @@ def test_imagination_is_the_prior_step_by_step():
         u = mean + std * torch.randn(6, 2, generator=generator)
         distribution = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
         log_prob = distribution.log_prob(torch.tanh(u)).sum(-1)
-        h = gru_by_hand(model.gru, model.mix(torch.cat([state[:, 5:], torch.tanh(u)], -1)), state[:, :5])
+        h = gru_by_hand(model.gru, model.gru_input(torch.cat([state[:, 5:], torch.tanh(u)], -1)), state[:, :5])
         mean, std = r.gaussian(model.prior(h))
         state = torch.cat([h, mean + std * torch.randn(6, 3, generator=generator)], -1)
         torch.testing.assert_close(imagined["states"][t + 1], state)
         torch.testing.assert_close(imagined["log_prob"][t], log_prob, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(imagined["goes_on"][t], 1 - torch.sigmoid(model.end(state)).squeeze(-1))
+        torch.testing.assert_close(imagined["alive"][t], alive)
+        continues = 1 - torch.sigmoid(model.end(state)).squeeze(-1)
+        torch.testing.assert_close(imagined["continues"][t], continues)
+        alive = alive * continues
     torch.testing.assert_close(imagined["obs"][-1], model.decoder(state))
-
-
-def test_nothing_is_imagined_from_beyond_an_end():
-    args = settings(num_starts=1000, horizon=1)
-    agent, batch = make_agent(args), make_batch()
-    batch["terminated"][0, 4:] = True
-    batch["inside"][0, 5:] = False
-    batch["inside"][1, 3:] = False
-    states, _, _ = agent.model.observe(batch["obs"], batch["action"], seeded())
-    starts = r.imagine(agent, states.detach(), batch, args, seeded())["states"][0]
-    allowed = torch.cat([states[0, 2:4], states[1, 2:3], states[2, 2:], states[3, 2:]])
-    assert len(starts) == len(allowed) == 13
-    assert (torch.cdist(starts, allowed).min(1).values < 1e-6).all()
 
 
 def test_padding_does_not_count_in_the_model_loss():
@@ -252,9 +243,11 @@ def test_linear_dynamics_are_learned():
     """x' = R x + B a, R a turn by 30 degrees: after five observed steps the model foretells ten with a tenth of the
     error of "it stays where it is"."""
     torch.manual_seed(0)
-    args = settings(memory_size=32, latent_size=8, model_hidden_size=48)
+    args = settings(deter_size=32, stoch_size=8, model_hidden_size=48)
     model = make_agent(args).model = r.WorldModel(2, 1, args)
-    turn = torch.tensor([[math.cos(math.pi / 6), -math.sin(math.pi / 6)], [math.sin(math.pi / 6), math.cos(math.pi / 6)]])
+    turn = torch.tensor(
+        [[math.cos(math.pi / 6), -math.sin(math.pi / 6)], [math.sin(math.pi / 6), math.cos(math.pi / 6)]]
+    )
 
     def play(count, length, generator):
         x, action = torch.randn(count, 2, generator=generator), torch.zeros(count, 1)
@@ -278,7 +271,7 @@ def test_linear_dynamics_are_learned():
     with torch.no_grad():
         state = model.observe(obs[:, :5], actions[:, :5], None)[0][:, -1]
         for t in range(5, 15):
-            state = model.imagine(state, actions[:, t], None)
+            state = model.prior_step(state, actions[:, t], None)
     error = (model.decoder(state) - obs[:, -1]).square().mean()
     assert error < 0.1 * (obs[:, 4] - obs[:, -1]).square().mean()
 
@@ -311,6 +304,10 @@ def test_windows_are_of_one_episode_in_order():
     seen = {(int(e), int(s)) for e, s in batch["obs"][batch["inside"]].tolist()}
     assert seen == {(e, s) for e, length in enumerate(lengths) for s in range(length + 1)}
     assert all((step[:, 0] == 0) | batch["inside"].all(1))  # short ones are seen whole
+    warm = (torch.arange(7) >= r.BURN_IN) | (step[:, :1] == 0)  # h is as long as it gets
+    assert torch.equal(batch["starts"], batch["inside"] & ~batch["terminated"] & warm)
+    started = {(int(e), int(s)) for e, s in batch["obs"][batch["starts"]].tolist()}
+    assert started == {(e, s) for e, length in enumerate(lengths) for s in range(length + 1 - e % 2)}
 
 
 def test_every_step_is_about_as_likely_as_another():
@@ -327,8 +324,8 @@ def test_a_share_of_the_windows_is_recent():
 
 def test_visits_of_the_latest_steps():
     replay, _ = numbered([20, 3, 9, 4], settings())
-    assert replay.visits(1000).tolist() == [40, (50 - 3) + (50 - 4)]
-    assert replay.visits(5).tolist() == [5, 46]
+    assert replay.visits(1000).tolist() == [36, (50 - 3) + (50 - 4)]
+    assert replay.visits(5).tolist() == [4, 46]
 
 
 class Counter:
@@ -354,32 +351,32 @@ def test_collected_episodes_are_what_happened():
     agent, envs = r.Agent(demos, settings()), Counter()
     replay, generator = r.Replay(100, 1, 1, torch.device("cpu")), seeded()
     agent.standardize.std *= 1000  # nothing is clipped
-    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "memory": agent.begin(2), "limit": 5}
+    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2), "limit": 5}
     episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
     for i in range(2):
         r.begin_episode(agent, episodes, i)
     logs = [r.collect(envs, agent, episodes, replay, 4, generator) for _ in range(2)]
     size, actions = replay.size, np.stack(envs.actions)[..., 0]
     assert size == 4 + 6 + 4 and logs == [{"charts/episodic_return": 3.0}, {"charts/episodic_return": 6.5}]
-    obs = 1000 * replay.rows["obs"][:size, 0]
+    obs = 1000 * replay.columns["obs"][:size, 0]
     torch.testing.assert_close(obs, torch.tensor([0.0, 1, 2, 3, 100, 101, 102, 103, 104, 105, 10, 11, 12, 13]))
-    done = replay.rows["action"][:size, 0] * 3 + 1  # in the environment's units
+    done = replay.columns["action"][:size, 0] * 3 + 1  # in the environment's units
     expected = [1, *actions[:3, 0], 1, *actions[:5, 1], 1, *actions[3:6, 0]]
     torch.testing.assert_close(done, torch.tensor(expected, dtype=torch.float32))
-    assert replay.rows["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
-    assert replay.rows["steps_left"][:size][[3, 9, 13]].tolist() == [2, 0, 2]
+    assert replay.columns["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
+    assert replay.columns["steps_left"][:size][[3, 9, 13]].tolist() == [2, 0, 2]
     assert [len(rows) for rows in episodes["rows"]] == [3, 4]
 
 
 def test_the_agent_forgets_when_an_episode_ends():
     """What it does in a new episode is what a fresh memory would do."""
     agent, obs = make_agent(), np.random.default_rng(0).normal(size=(6, 2, 4))
-    memory = agent.begin(2)
+    memory = agent.initial_carry(2)
     for x in obs[:3]:
         agent.act(x, memory)
-    episodes = {"obs": torch.from_numpy(obs[3]), "memory": memory, "rows": [[], []], "return": [1.0, 1.0]}
+    episodes = {"obs": torch.from_numpy(obs[3]), "carry": memory, "rows": [[], []], "return": [1.0, 1.0]}
     r.begin_episode(agent, episodes, 1)
-    fresh = agent.begin(2)
+    fresh = agent.initial_carry(2)
     one, other = agent.act(obs[3], memory), agent.act(obs[3], fresh)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
     assert not np.allclose(one[0], other[0], rtol=1e-5)
@@ -388,7 +385,7 @@ def test_the_agent_forgets_when_an_episode_ends():
 
 def test_acting_is_observing_step_by_step():
     agent, obs = make_agent(), np.random.default_rng(0).normal(size=(6, 3, 4))
-    memory, executed, actions = agent.begin(3), [], [torch.zeros(3, 2)]
+    memory, executed, actions = agent.initial_carry(3), [], [torch.zeros(3, 2)]
     for x in obs:
         executed.append(agent.act(x, memory))
         actions.append(memory["action"])
@@ -405,9 +402,14 @@ def test_each_step_changes_its_own_network_alone():
     args = settings(disc_batch_size=16)
     agent, batch, generator = make_agent(args), make_batch(), seeded()
     critic, disc = r.Critic(8, 8), r.Discriminator(8, 8)
-    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net, "slow": critic.slow_net, "disc": disc}
-    optimizers = {name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")}
-    counts, scales = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}, {"reward": 1.0, "return": 1.0}
+    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net, "slow": critic.target_net, "disc": disc}
+    optimizers = {
+        name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")
+    }
+    counts, scales = (
+        {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])},
+        {"reward": 1.0, "return": 1.0},
+    )
     seen = {}
 
     def changed(name, step):
@@ -417,12 +419,18 @@ def test_each_step_changes_its_own_network_alone():
         return result
 
     states, _ = changed("model", lambda: r.update_model(agent.model, optimizers["model"], batch, args, generator))
-    imagined = changed("imagine", lambda: r.imagine(agent, states, batch, args, generator))
+    imagined = changed("imagine", lambda: r.imagine(agent, states.flatten(0, 1), args, generator))
     expert = torch.randn(30, 8, generator=generator)
     changed("disc", lambda: r.update_discriminator(disc, optimizers["disc"], expert, imagined, args, generator))
     rewards, _ = changed("reward", lambda: r.compute_rewards(imagined, batch, disc, counts, scales))
     changed("policy", lambda: r.update_policy(critic, optimizers, imagined, rewards, scales, args))
-    own = {"model": {"model"}, "imagine": set(), "disc": {"disc"}, "reward": set(), "policy": {"actor", "critic", "slow"}}
+    own = {
+        "model": {"model"},
+        "imagine": set(),
+        "disc": {"disc"},
+        "reward": set(),
+        "policy": {"actor", "critic", "slow"},
+    }
     assert seen == own
 
 
@@ -433,34 +441,36 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
     torch.manual_seed(1)
     disc = r.Discriminator(8, 8).double()
     torch.nn.init.normal_(critic.net[-1].weight)
-    critic.slow_net.load_state_dict(critic.net.state_dict())
+    critic.target_net.load_state_dict(critic.net.state_dict())
     batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
     visits = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}
     weight = agent.actor.net[-1].weight
 
     def loss_of(scales):
-        imagined = r.imagine(agent, states, batch, args, seeded())
-        reward = torch.nn.functional.softplus(disc(r.pairs(imagined["obs"])) + r.terminal_logits(*visits.values())[0])
+        imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
+        reward = torch.nn.functional.softplus(
+            disc(r.transitions(imagined["obs"])) + r.terminal_logits(*visits.values())[0]
+        )
         returns = r.lambda_returns(
             (reward - scales["mean"]) / scales["std"],
-            critic.slow(imagined["states"][1:]),
-            imagined["goes_on"],
+            critic.target(imagined["states"][1:]),
+            imagined["continues"],
             scales["absorbing"] / 0.1,
             0.9,
             args.gae_lambda,
         )
-        taken = torch.ones(3, 6, dtype=torch.float64)
-        taken[1:] = scales["goes_on"][:-1].cumprod(0)
-        return -(taken * (returns / scales["range"] - 0.01 * imagined["log_prob"])).mean().item()
+        alive = torch.ones(3, 6, dtype=torch.float64)
+        alive[1:] = scales["continues"][:-1].cumprod(0)
+        return -(alive * (returns / scales["range"] - 0.01 * imagined["log_prob"])).mean().item()
 
-    imagined = r.imagine(agent, states, batch, args, seeded())
+    imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
     scales = {"reward": 1.0, "return": 30.0}
     rewards, log = r.compute_rewards(imagined, batch, disc, visits, scales)
     fixed = {"mean": log["reward/gail_mean"], "std": scales["reward"], "absorbing": rewards["absorbing"]}
     optimizers = {"actor": torch.optim.SGD([weight], 0.0), "critic": torch.optim.SGD(critic.net.parameters(), 0.0)}
     log = r.update_policy(critic, optimizers, imagined, rewards, scales, args)
-    fixed |= {"range": scales["return"], "goes_on": imagined["goes_on"].detach()}
+    fixed |= {"range": scales["return"], "continues": imagined["continues"].detach()}
     assert log["losses/policy_loss"] == pytest.approx(loss_of(fixed), rel=1e-6)
     for i, j in ((0, 0), (1, 5), (3, 2)):
         with torch.no_grad():
@@ -477,18 +487,22 @@ def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
     agent, batch, disc = make_agent(args), make_batch(), r.Discriminator(8, 8)
     batch["inside"][0, 3:] = False
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
-    imagined = r.imagine(agent, states, batch, args, seeded())
+    imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
     counts, scales = {"expert": torch.tensor([80, 20]), "policy": torch.tensor([50, 50])}, {"reward": 2.0}
+    imagined["alive"][2:, 1] = 0.1  # steps after an end do not count
     rewards, log = r.compute_rewards(imagined, batch, disc, counts, scales)
     offset, absorbing = r.terminal_logits(*counts.values())
-    plain = -torch.log(1 - torch.sigmoid(disc(r.pairs(imagined["obs"])) + offset))
-    scale = 0.99 * 2.0 + 0.01 * plain.std().item()
+    plain = -torch.log(1 - torch.sigmoid(disc(r.transitions(imagined["obs"])) + offset))
+    counted = torch.cat([plain[:, :1].flatten(), plain[:2, 1], plain[:, 2:].flatten()])
+    scale = 0.99 * 2.0 + 0.01 * counted.std(correction=0).item()
     assert scales["reward"] == pytest.approx(scale)
-    torch.testing.assert_close(rewards["steps"], (plain - plain.mean()) / scale, rtol=1e-4, atol=1e-5)
-    expected = (-torch.log(1 - torch.sigmoid(absorbing)) - plain.mean()) / scale
+    torch.testing.assert_close(rewards["steps"], (plain - counted.mean()) / scale, rtol=1e-4, atol=1e-5)
+    expected = (-torch.log(1 - torch.sigmoid(absorbing)) - counted.mean()) / scale
     assert rewards["absorbing"] == pytest.approx(expected.item(), rel=1e-4)
     obs = batch["obs"]
-    real = [disc(torch.cat([obs[:, t + 1], obs[:, t + 1] - obs[:, t]], -1))[batch["inside"][:, t + 1]] for t in range(6)]
+    real = [
+        disc(torch.cat([obs[:, t + 1], obs[:, t + 1] - obs[:, t]], -1))[batch["inside"][:, t + 1]] for t in range(6)
+    ]
     assert log["disc/replayed_prob"] == pytest.approx(torch.sigmoid(torch.cat(real)).mean().item(), rel=1e-5)
     real = -torch.log(1 - torch.sigmoid(torch.cat(real) + offset)).mean()
     assert log["reward/replayed_mean"] == pytest.approx(real.item(), rel=1e-5)
@@ -498,10 +512,11 @@ def test_discriminator_learns_to_tell_and_says_so():
     torch.manual_seed(0)
     disc, generator = r.Discriminator(4, 32), seeded()
     optimizer = torch.optim.Adam(disc.parameters(), 1e-3)
+    alive = torch.ones(4, 200)
     obs = torch.randn(5, 200, 2, generator=generator)  # of the policy; the expert's next ones are their negatives
-    expert = r.pairs(torch.randn(2, 1000, 2, generator=generator) + torch.tensor([3.0, 0.0])).flatten(0, 1)
+    expert = r.transitions(torch.randn(2, 1000, 2, generator=generator) + torch.tensor([3.0, 0.0])).flatten(0, 1)
     args = settings(disc_steps=300, disc_batch_size=64, grad_penalty_coef=0.1)
-    log = r.update_discriminator(disc, optimizer, expert, {"obs": obs}, args, generator)
+    log = r.update_discriminator(disc, optimizer, expert, {"obs": obs, "alive": alive}, args, generator)
     assert log["disc/expert_acc"] > 0.9 and log["disc/policy_acc"] > 0.9
     assert log["disc/expert_prob"] > 0.8 > 0.2 > log["disc/policy_prob"]
 
@@ -574,7 +589,7 @@ def test_files_of_a_run(tmp_path, capsys):
     assert all((before[name] == after[name]).all() for name in before)
 
 
-def test_a_finished_run_goes_on_longer(tmp_path):
+def test_a_finished_run_continues_longer(tmp_path):
     run(tmp_path, "a")
     checkpoint = str(tmp_path / "a/checkpoint.pt")
     with pytest.raises(r.UserError, match="finished"):
@@ -583,7 +598,7 @@ def test_a_finished_run_goes_on_longer(tmp_path):
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == list(range(500, 3001, 500))
     rates = [float(row["charts/learning_rate"]) for row in rows]  # the old schedule, then the new
-    assert rates == pytest.approx([3e-4 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
+    assert rates == pytest.approx([8e-4 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
 
 
 def test_actions_and_rewards_of_the_demonstrations_change_nothing(tmp_path):
@@ -616,7 +631,7 @@ def test_a_policy_acts_in_somebody_elses_program(tmp_path):
 
     run(tmp_path, "a", "--total-timesteps", "1000")
     agent, saved = r.load_agent(str(tmp_path / "a/policy.pt"))
-    env, memory = gym.make(saved["env_id"], max_episode_steps=5), agent.begin(1)
+    env, memory = gym.make(saved["env_id"], max_episode_steps=5), agent.initial_carry(1)
     obs, _ = env.reset(seed=0)
     for _ in range(5):
         action = agent.act(obs[None], memory)[0]
@@ -625,9 +640,9 @@ def test_a_policy_acts_in_somebody_elses_program(tmp_path):
 
 
 def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
-    flags = "--total-timesteps 5000 --updates 12 --num-steps 20 --batch-size 16 --window-size 12 --num-starts 64".split()
-    flags += "--memory-size 64 --latent-size 16 --model-hidden-size 64 --hidden-size 64 --horizon 8".split()
-    flags += "--model-learning-rate 2e-3 --learning-rate 1e-3 --no-anneal-lr --eval-episodes 20".split()
+    flags = "--total-timesteps 5000 --updates 12 --num-steps 20 --batch-size 16 --sequence-length 12".split()
+    flags += "--num-starts 64 --deter-size 64 --stoch-size 16 --model-hidden-size 64 --hidden-size 64".split()
+    flags += "--horizon 8 --model-learning-rate 2e-3 --learning-rate 1e-3 --no-anneal-lr --eval-episodes 20".split()
     flags += "--disc-batch-size 256 --disc-hidden-size 64 --eval-interval 1000".split()
     summary = run(tmp_path, "a", *flags)
     assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]

@@ -106,7 +106,7 @@ TABLE = [
     (("gail_ppo",), "--burn-in-steps -1", "--burn-in-steps is -1"),
     (("gail_ppo",), "--disc-interval 0", "--disc-interval is 0"),
     (IMAGINING, "--horizon 0", "--horizon is 0"),
-    (IMAGINING, "--window-size 3", "--window-size is 3, expected a number, 4 or more; change it."),
+    (IMAGINING, "--sequence-length 3", "--sequence-length is 3, expected a number, 4 or more; change it."),
     (IMAGINING, "--recent-share 1.5", "--recent-share is 1.5, expected a number, 0 or more and 1 or less"),
     (IMAGINING, "--demos {}/narrow.npz", "has shape (3,), the environment's (17,)"),
     (IMAGINING, f"{CARTPOLE}/moves.npz", "its actions are Discrete(2), expected a flat Box with finite bounds"),

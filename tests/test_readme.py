@@ -54,7 +54,7 @@ def test_every_metric_that_they_explain_is_logged():
     source += "".join(f'"reward/{name}_{x}" ' for name in ("env", "gail") for x in ("mean", "std"))
     source += "".join(f'"eval/{name}" ' for name in ("success_mean", "length_mean"))
     source += "".join(f'"ae/recon_{name}" ' for name in ("policy", "expert", "heldout"))
-    explained = re.findall(r"`((?:charts|eval|disc|reward|losses|ae|bc|sac|time)/[\w]+)", EVERYTHING)
+    explained = re.findall(r"`((?:charts|eval|disc|reward|losses|ae|bc|sac|time|model)/[\w]+)", EVERYTHING)
     assert len(set(explained)) > 30
     assert [name for name in explained if f'"{name}' not in source] == []
 

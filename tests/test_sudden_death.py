@@ -32,8 +32,8 @@ SHORT = {
     "gail_rssm": (
         [],
         "--total-timesteps 1000 --num-envs 4 --num-steps 50 --learning-starts 400 --updates 1 --batch-size 4 "
-        "--window-size 5 --num-starts 8 --horizon 2 --eval-episodes 2 --checkpoint-interval 200 --eval-interval 1000 "
-        f"--threads 1 --demos {DEMOS}".split(),
+        "--sequence-length 5 --num-starts 8 --horizon 2 --eval-episodes 2 --checkpoint-interval 200 "
+        f"--eval-interval 1000 --threads 1 --demos {DEMOS}".split(),
     ),
     "gail_pixels_ae": (
         [],
