@@ -7,8 +7,8 @@
 
 A recurrent state-space model (RSSM; Hafner et al. 2019, https://arxiv.org/abs/1811.04551) learns
 from all episodes so far how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
-https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines, so that each step
-in the world is worth a hundred imagined ones.
+https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines: some hundred
+imagined steps for each one in the world.
 
     repeat:  act -> several times (update model -> imagine -> update D -> reward -> update policy)
 
@@ -24,13 +24,13 @@ Where this departs from the papers, and why:
  1. The demonstrator's actions are neither needed nor used: D sees pairs of observations, where a
     step led and how far (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
  2. D compares demonstrated pairs with decoded imagined ones, which begin in states of the replay,
-    the policy's latest preferred. Noise on both keeps D from knowing the imagined ones by their
-    blur; D is the probability of *expert*.
+    recent ones preferred. Noise on both keeps D from knowing the imagined ones by their blur. D is
+    the probability of *expert*.
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
     https://arxiv.org/abs/1912.01603), and through all imagined steps before.
  4. KL balance (DreamerV2, Hafner et al. 2021, https://arxiv.org/abs/2010.02193), free nats for the
-    batch instead of each state. The reconstruction weighs more than there: the return of a body
-    with few numbers hangs on a precise model.
+    batch instead of each state. The reconstruction weighs more than there: where an observation
+    has few numbers, the return hangs on how precisely they are known.
  5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
@@ -635,7 +635,7 @@ def train(args: Args) -> dict[str, float]:
     match_spaces(demos, envs)
     least = args.num_envs * demos["max_episode_steps"]
     require(args.total_timesteps > least, f"--total-timesteps is {args.total_timesteps}, expected "
-            f"more than {least}: --num-envs episodes, since only finished ones are learned from.")
+            f"more than {least} (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
     agent = Agent(demos, args).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
@@ -1034,12 +1034,12 @@ def plot_imagination(agent: Agent, demos: dict, path: Path) -> None:
     perceived, imagined, steps = torch.cat(perceived), torch.cat(imagined), np.arange(length)
     figure = Figure(figsize=(11, 6), layout="constrained")
     for ax, dim in zip(figure.subplots(2, 2).flat, np.linspace(0, x.shape[1] - 1, 4).astype(int)):
-        ax.plot(x[:, dim], color="black", label="demonstrated")
+        ax.plot(x[:, dim], color="lightgrey", linewidth=5, label="demonstrated")
         ax.plot(perceived[:, dim], label="perceived by the model")
         label = f"imagined from step {begin} on"
         ax.plot(steps[begin:], imagined[begin:, dim], "--", label=label)
         ax.set(title=f"Observation {dim}", xlabel="step of the episode", ylabel="standardized")
-    ax.legend()
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -105,6 +105,7 @@ TABLE = [
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "Not a directory"),
     (("gail_ppo",), "--burn-in-steps -1", "--burn-in-steps is -1"),
     (("gail_ppo",), "--disc-interval 0", "--disc-interval is 0"),
+    (IMAGINING, "--total-timesteps 500", "--total-timesteps is 500, expected more than 500 (only finished"),
     (IMAGINING, "--horizon 0", "--horizon is 0"),
     (IMAGINING, "--sequence-length 3", "--sequence-length is 3, expected a number, 4 or more; change it."),
     (IMAGINING, "--recent-share 1.5", "--recent-share is 1.5, expected a number, 0 or more and 1 or less"),
