@@ -36,8 +36,8 @@ Where this departs from the papers, and why:
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
     episode, not the task.
 
-Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in E
-demonstrations; an observation has O numbers, an action A, h M, z Z.
+Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in
+E demonstrations; an observation has O numbers, an action A, h M, z Z.
 
     python gail_rssm.py                                     # the default set: 12 minutes
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps

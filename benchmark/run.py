@@ -198,6 +198,25 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("one demonstration, 100k steps", "gail_rssm.py", ["--num-demos", "1"], FIVE),
         ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
     ],
+    "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps
+        *(
+            (name, script, ["--total-timesteps", "40000", *flags.split()], range(1, 3))
+            for name, script, flags in (
+                ("the defaults, 40k", "gail_rssm.py", ""),
+                ("D on what was replayed", "benchmark/patches/rssm_replayed.patch", ""),
+                ("REINFORCE", "benchmark/patches/rssm_reinforce.patch", ""),
+                ("discrete latents", "benchmark/patches/rssm_discrete.patch", ""),
+                ("8 updates for 100 steps", "gail_rssm.py", "--updates 8"),
+                ("32 updates for 100 steps", "gail_rssm.py", "--updates 32"),
+                ("no recent steps preferred", "gail_rssm.py", "--recent-share 0"),
+                ("horizon 6", "gail_rssm.py", "--horizon 6"),
+                ("horizon 20", "gail_rssm.py", "--horizon 20"),
+                ("reconstruction 1", "gail_rssm.py", "--reconstruction-coef 1"),
+                ("2 steps of D", "gail_rssm.py", "--disc-steps 2"),
+                ("entropy bonus 0.01", "gail_rssm.py", "--ent-coef 0.01"),
+            )
+        ),
+    ],
     "pixels_ablation": [  # one change at a time from the defaults of gail_pixels_ae.py, half their frames
         *(
             (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
@@ -257,7 +276,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
-    endings_bc, units, state_seq, rssm, frames, pixels_ablation, pixels"""
+    endings_bc, units, state_seq, rssm, rssm_choices, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS
