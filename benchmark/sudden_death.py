@@ -41,6 +41,12 @@ RUNS = {
         + "--pretrain-steps 20 --ae-steps 4 --predictor-steps 4 --no-capture-video --num-demos 2".split(),
     ),
     "gail_ppo": ([], ["--total-timesteps", "100000", *ROLLOUTS]),
+    "gail_rssm": (
+        [],
+        ["--total-timesteps", "60000", *ROLLOUTS, "--learning-starts", "1600", "--updates", "1", "--num-starts", "8"]
+        + "--batch-size 4 --sequence-length 8 --horizon 3 --deter-size 16 --stoch-size 4 --model-hidden-size 16 "
+        "--hidden-size 16 --disc-batch-size 16".split(),
+    ),
     "gail_state_seq": ([], ["--total-timesteps", "100000", *ROLLOUTS]),
 }
 UNTIMED = ("seconds", "charts/SPS", "time/")  # what may differ starts so
