@@ -4,6 +4,7 @@ Functions that are copies of gail_ppo.py's are tested there (test_copies.py keep
 """
 
 import csv
+import importlib
 import json
 import math
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DEMOS, make_demo_fields
+from conftest import DEMOS, ROOT, make_demo_fields
 from torch.distributions import Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
 
@@ -646,3 +647,19 @@ def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
     flags += "--disc-batch-size 256 --disc-hidden-size 64 --eval-interval 1000".split()
     summary = run(tmp_path, "a", *flags)
     assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]
+
+
+def test_the_experiment_on_frames_sees_nothing_but_latents(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    experiment, asked = importlib.import_module("rssm_frames"), []
+    for name in ("make_envs", "load_demos"):  # to be put back, since the experiment replaces them
+        monkeypatch.setattr(r, name, getattr(r, name))
+    transitions = r.transitions
+    monkeypatch.setattr(r, "transitions", lambda obs: asked.append(obs.shape[-1]) or transitions(obs))
+    flags = [*TINY, "--total-timesteps", "1000", "--num-demos", "2", "--demos", str(DEMOS)]
+    experiment.main(["imagined", *flags, "--output-dir", str(tmp_path), "--run-name", "a"], pretrain_steps=2)
+    assert set(asked) == {experiment.LATENTS}
+    agent, _ = r.load_agent(str(tmp_path / "a/policy.pt"))
+    assert agent.standardize.mean.shape == (experiment.LATENTS,)
+    rows = rows_of(tmp_path / "a")
+    assert math.isfinite(float(rows[-1]["model/reconstruction"])) and float(rows[-1]["eval/return_mean"]) < 100
