@@ -183,6 +183,7 @@ def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
     top = expert_return(first) or max(v.max() for v in values)
     if name.startswith("scripts"):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     if expert_return(first):
         ax.axhline(top, color="black", linestyle=":", label="expert (mean action)")
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
