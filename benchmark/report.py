@@ -34,6 +34,7 @@ GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
 PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
 SCRIPTS = [  # suite, variant, label
     ("rssm", "100k steps", "gail_rssm.py, states"),
+    ("rssm_frames", "frames, 60k", "the same from frames (experiment)"),
     ("rewrite", "states, N = 2", "gail_state_seq.py, states"),
     ("rewrite", "GAIL 1M", "gail_ppo.py, states and actions"),
     ("frames", "HalfCheetah, 1M", "gail_pixels_ae.py, frames"),

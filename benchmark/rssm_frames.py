@@ -76,6 +76,8 @@ def pretrain(expert: torch.Tensor, policy: torch.Tensor, seed: int, steps: int) 
 
 def main(argv: list[str], pretrain_steps: int = PRETRAIN_STEPS) -> None:
     disc_sees, *flags = argv
+    if disc_sees not in ("imagined", "replayed"):
+        sys.exit(f"{disc_sees}: expected imagined or replayed; runs of this experiment are not resumed.")
     with tempfile.TemporaryDirectory() as folder:
         if disc_sees == "replayed":
             sys.path.insert(0, str(run.patched("benchmark/patches/rssm_replayed.patch", Path(folder) / "x").parent))

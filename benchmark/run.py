@@ -198,6 +198,15 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("one demonstration, 100k steps", "gail_rssm.py", ["--num-demos", "1"], FIVE),
         ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
     ],
+    "rssm_frames": [
+        ("frames, 60k", "benchmark/rssm_frames.py", ["imagined", "--total-timesteps", "60000"], THREE),
+        (
+            "frames, 60k, D on replayed ones",
+            "benchmark/rssm_frames.py",
+            ["replayed", "--total-timesteps", "60000"],
+            [1],
+        ),
+    ],
     "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps
         *(
             (name, script, ["--total-timesteps", "40000", *flags.split()], range(1, 3))
@@ -276,7 +285,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 class Args:
     suite: str = "smoke"
     """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
-    endings_bc, units, state_seq, rssm, rssm_choices, frames, pixels_ablation, pixels"""
+    endings_bc, units, state_seq, rssm, rssm_frames, rssm_choices, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
     results: Path = RESULTS
