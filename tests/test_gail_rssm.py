@@ -396,6 +396,20 @@ def test_acting_is_observing_step_by_step():
     np.testing.assert_allclose(executed[-1], 2 * agent.actor(states[:, -1], None)[0].detach(), rtol=1e-4)
 
 
+def test_the_target_follows_the_critic_by_a_share_of_the_way():
+    critic = r.Critic(3, 4)
+    with torch.no_grad():
+        for x in critic.net.parameters():
+            x.normal_(generator=seeded())
+    before, fast = weights_of(critic.target_net), weights_of(critic.net)
+    critic.update_target()
+    for old, new, goal in zip(before, weights_of(critic.target_net), fast):
+        torch.testing.assert_close(new, 0.98 * old + 0.02 * goal)
+    state = torch.randn(5, 3, generator=seeded())
+    torch.testing.assert_close(critic.target(state), critic.target_net(state).squeeze(-1))
+    assert not torch.equal(critic.target(state), critic(state))
+
+
 # Steps
 
 
@@ -415,8 +429,12 @@ def test_each_step_changes_its_own_network_alone():
 
     def changed(name, step):
         before = {key: weights_of(net) for key, net in nets.items()}
+        for net in nets.values():
+            net.zero_grad()
         result = step()
         seen[name] = {key for key, net in nets.items() if not all(same(before[key], net))}
+        touched = {key for key, net in nets.items() if any(x.grad is not None for x in net.parameters())}
+        assert touched <= seen[name]
         return result
 
     states, _ = changed("model", lambda: r.update_model(agent.model, optimizers["model"], batch, args, generator))
