@@ -608,7 +608,7 @@ def test_files_of_a_run(tmp_path, capsys):
     assert all((before[name] == after[name]).all() for name in before)
 
 
-def test_a_finished_run_continues_longer(tmp_path):
+def test_a_finished_run_goes_on_longer(tmp_path):
     run(tmp_path, "a")
     checkpoint = str(tmp_path / "a/checkpoint.pt")
     with pytest.raises(r.UserError, match="finished"):
@@ -659,7 +659,7 @@ def test_a_policy_acts_in_somebody_elses_program(tmp_path):
 
 
 def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
-    flags = "--total-timesteps 5000 --updates 12 --num-steps 20 --batch-size 16 --sequence-length 12".split()
+    flags = "--total-timesteps 5000 --updates 7 --num-steps 20 --batch-size 16 --sequence-length 12".split()
     flags += "--num-starts 64 --deter-size 64 --stoch-size 16 --model-hidden-size 64 --hidden-size 64".split()
     flags += "--horizon 8 --model-learning-rate 2e-3 --learning-rate 1e-3 --no-anneal-lr --eval-episodes 20".split()
     flags += "--disc-batch-size 256 --disc-hidden-size 64 --eval-interval 1000".split()
