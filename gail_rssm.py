@@ -39,7 +39,7 @@ Where this departs from the papers, and why:
 Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in
 E demonstrations; an observation has O numbers, an action A, h M, z Z.
 
-    python gail_rssm.py                                     # the default set: 18 minutes on one core
+    python gail_rssm.py                                     # the default set: 18 minutes, one core
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
     python gail_rssm.py --evaluate runs/<run>/policy.pt     # 100 episodes, mean and sampled actions
     python gail_rssm.py --resume runs/<run>/checkpoint.pt   # go on from the last checkpoint
