@@ -151,7 +151,7 @@ class Args:
 # Networks
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
+def norm_mlp(sizes: list[int]) -> nn.Sequential:
     """Linear layers, with LayerNorm and SiLU between."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1]):
@@ -187,14 +187,14 @@ class WorldModel(nn.Module):
         super().__init__()
         hidden, self.deter_size = args.model_hidden_size, args.deter_size
         self.state_size = args.deter_size + args.stoch_size
-        self.encoder = mlp([obs_dim, hidden, hidden, hidden])
+        self.encoder = norm_mlp([obs_dim, hidden, hidden, hidden])
         first = nn.Linear(args.stoch_size + action_dim, hidden)
         self.gru_input = nn.Sequential(first, nn.LayerNorm(hidden, eps=1e-3), nn.SiLU())
         self.gru = nn.GRUCell(hidden, args.deter_size)
-        self.prior = mlp([args.deter_size, hidden, 2 * args.stoch_size])
-        self.posterior = mlp([args.deter_size + hidden, hidden, 2 * args.stoch_size])
-        self.decoder = mlp([self.state_size, hidden, hidden, obs_dim])
-        self.end = mlp([self.state_size, hidden, 1])  # logit of "the task has ended here"
+        self.prior = norm_mlp([args.deter_size, hidden, 2 * args.stoch_size])
+        self.posterior = norm_mlp([args.deter_size + hidden, hidden, 2 * args.stoch_size])
+        self.decoder = norm_mlp([self.state_size, hidden, hidden, obs_dim])
+        self.end = norm_mlp([self.state_size, hidden, 1])  # logit of "the task has ended here"
         nn.init.constant_(self.end[-1].bias, -5.0)  # which is rare
 
     def recurrent_step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class Actor(nn.Module):
 
     def __init__(self, state_size: int, action_dim: int, hidden_size: int):
         super().__init__()
-        self.net = mlp([state_size, hidden_size, hidden_size, 2 * action_dim])
+        self.net = norm_mlp([state_size, hidden_size, hidden_size, 2 * action_dim])
         nn.init.normal_(self.net[-1].weight, std=0.01)  # acts alike in all states at first
 
     def forward(self, state: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ class Critic(nn.Module):
 
     def __init__(self, state_size: int, hidden_size: int):
         super().__init__()
-        self.net = mlp([state_size, hidden_size, hidden_size, 1])
+        self.net = norm_mlp([state_size, hidden_size, hidden_size, 1])
         nn.init.zeros_(self.net[-1].weight)
         self.target_net = copy.deepcopy(self.net)
 
@@ -268,7 +268,7 @@ class Critic(nn.Module):
             slow.lerp_(fast, TARGET_RATE)
 
 
-class Discriminator(nn.Module):
+class TransitionDiscriminator(nn.Module):
     """Logit (...) of "this is the expert's" from pairs of standardized observations (..., 2 O)."""
 
     def __init__(self, input_dim: int, hidden_size: int):
@@ -280,7 +280,7 @@ class Discriminator(nn.Module):
         return self.net(x).squeeze(-1)
 
 
-class Agent(nn.Module):
+class RSSMAgent(nn.Module):
     """World model and policy: all that acting needs. Observations are standardized by those of
     demos["obs"] (L, O), actions by the bounds demos["low"] and ["high"] (A,)."""
 
@@ -464,7 +464,7 @@ class Replay:
 
 
 @torch.no_grad()
-def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, generator) -> dict:
+def collect_episodes(envs, agent: RSSMAgent, episodes: dict, replay, num_steps: int, generator):
     """Act for T steps in N environments; episodes that end go into the replay -> log. `episodes`
     goes on from one call to the next: "obs" (N, O), the latest; "carry" of the agent; "limit", the
     most steps of an episode; and for each environment "return" so far, and "rows" for the replay,
@@ -490,7 +490,7 @@ def collect(envs, agent: Agent, episodes: dict, replay: Replay, num_steps: int, 
     return {"charts/episodic_return": np.mean(finished).item()} if finished else {}
 
 
-def begin_episode(agent: Agent, episodes: dict, i: int) -> None:
+def begin_episode(agent: RSSMAgent, episodes: dict, i: int) -> None:
     """Environment i begins anew: the agent forgets, and no action led to the first observation."""
     for x in episodes["carry"].values():
         x[i] = 0.0
@@ -525,7 +525,7 @@ def update_model(model: WorldModel, optimizer, batch: dict, args, generator):
     }
 
 
-def imagine(agent: Agent, starts: Tensor, args, generator) -> dict[str, Tensor]:
+def imagine(agent: RSSMAgent, starts: Tensor, args, generator) -> dict[str, Tensor]:
     """Roll out the policy in the model from some of the replayed states (..., M + Z), with
     gradients: "states" (H + 1, S, M + Z), "obs" (H + 1, S, O), "log_prob" (H, S) of the actions,
     "continues" (H, S), the probability that the task does after a step, and "alive" (H, S), that it
@@ -543,7 +543,7 @@ def imagine(agent: Agent, starts: Tensor, args, generator) -> dict[str, Tensor]:
     return rollout | {"obs": agent.model.decoder(states), "alive": alive.detach()}
 
 
-def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, generator):
+def update_transition_discriminator(disc, optimizer, expert, imagined: dict, args, generator):
     """Steps of D on demonstrated transitions (K, 2 O) and imagined ones -> log of the last."""
     policy, size = transitions(imagined["obs"].detach()), args.disc_batch_size
     policy = policy[imagined["alive"] > 0.5]  # what comes after an end is not seen either
@@ -567,7 +567,7 @@ def update_discriminator(disc, optimizer, expert: Tensor, imagined: dict, args, 
     }
 
 
-def compute_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dict):
+def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dict):
     """{"steps": rewards of imagined steps (H, S), with gradients, "absorbing": that of each step
     after an end}, log. `visits` has the counts (2,) of "expert" and "policy"; "reward" of `scales`
     is a running standard deviation."""
@@ -589,7 +589,7 @@ def compute_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dic
     }
 
 
-def update_policy(critic: Critic, optimizers, imagined: dict, rewards: dict, scales: dict, args):
+def update_actor_critic(critic: Critic, optimizers, imagined, rewards, scales: dict, args):
     """One step of the policy up the gradient of its imagined returns, one of the value towards
     them -> log. "return" of `scales` is a running range, from the 5th to the 95th percentile."""
     states, alive, log_prob = imagined["states"], imagined["alive"], imagined["log_prob"]
@@ -637,11 +637,11 @@ def train(args: Args) -> dict[str, float]:
     require(args.total_timesteps > least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"more than {least} (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
-    agent = Agent(demos, args).to(device)
+    agent = RSSMAgent(demos, args).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     demo_obs = agent.standardize(torch.from_numpy(demos["observations"]).to(device))
     expert = torch.cat([transitions(x) for x in demo_obs.split((demos["lengths"] + 1).tolist())])
-    disc = Discriminator(expert.shape[1], args.disc_hidden_size).to(device)
+    disc = TransitionDiscriminator(expert.shape[1], args.disc_hidden_size).to(device)
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
     lrs = {"model": args.model_learning_rate, "actor": args.learning_rate}
     lrs["critic"] = args.learning_rate
@@ -693,7 +693,7 @@ def train(args: Args) -> dict[str, float]:
         if args.anneal_lr:
             for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
-        log = collect(envs, agent, episodes, replay, args.num_steps, generator)
+        log = collect_episodes(envs, agent, episodes, replay, args.num_steps, generator)
         visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps)}
         for _ in range(args.updates if replay.size >= args.learning_starts else 0):
             batch = replay.draw(args, generator)
@@ -701,11 +701,11 @@ def train(args: Args) -> dict[str, float]:
                 agent.model, optimizers["model"], batch, args, generator
             )
             imagined = imagine(agent, states[batch["starts"]], args, generator)
-            disc_log = update_discriminator(
+            disc_log = update_transition_discriminator(
                 disc, optimizers["disc"], expert, imagined, args, generator
             )
-            rewards, reward_log = compute_rewards(imagined, batch, disc, visits, scales)
-            policy_log = update_policy(critic, optimizers, imagined, rewards, scales, args)
+            rewards, reward_log = compute_imagined_rewards(imagined, batch, disc, visits, scales)
+            policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
@@ -899,7 +899,7 @@ def match_spaces(demos: dict, envs) -> None:
 # --- Plumbing: evaluation, files, command line ---
 
 
-def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
+def evaluate(agent: RSSMAgent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the mean actions,
     sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
     envs, generator = make_envs(task, episodes, threads), None
@@ -942,7 +942,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     return metrics
 
 
-def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
+def final_evaluation(agent: RSSMAgent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
     """Returns (E,) with the likeliest actions, and sampled; evaluation.npz gets those after each
     step."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
@@ -956,18 +956,18 @@ def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list
     return [mean[-1], sampled[-1]]
 
 
-def load_agent(path: str) -> tuple[Agent, dict]:
+def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_rssm policy")
     weights = saved["agent"]
     bounds = weights["standardize_action.mean"].numpy()  # for the shapes
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
-    agent = Agent(demos, Args(**saved["sizes"]))
+    agent = RSSMAgent(demos, Args(**saved["sizes"]))
     agent.load_state_dict(weights)
     return agent, saved
 
 
-def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
+def report(agent: RSSMAgent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png."""
     returns, sampled = final_evaluation(agent, demos, args, run_dir)
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
@@ -1016,7 +1016,7 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
 
 
 @torch.no_grad()
-def plot_imagination(agent: Agent, demos: dict, path: Path) -> None:
+def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
     """Four observations of a demonstrated episode, what the model makes of them, and what it
     imagines from a few steps on. Nobody told it the actions: it takes the policy's for them."""
     model, begin, length = agent.model, 10, demos["lengths"][0] + 1

@@ -11,19 +11,15 @@ SCRIPTS = ["bc", "gail_ppo", "gail_state_seq", "gail_pixels_ae", "gail_rssm", "c
 SCRIPTS = [ROOT / f"{name}.py" for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
 # One role in every script, about that script's settings and networks
 OWN = {"Args", "train", "evaluate", "main", "parse_args", "report", "plot_curves", "load_agent", "final_evaluation"}
-# Steps of the loop that go by the same name in another algorithm
-OTHER_ALGORITHM = {"gail_rssm": {"mlp", "Agent", "Discriminator", "collect", "update_discriminator"}}
-OTHER_ALGORITHM["gail_rssm"] |= {"compute_rewards", "update_policy"}
 
 
 def definitions(path: Path) -> dict[str, str]:
     source = path.read_text()
     lines = source.splitlines()
-    own = OWN | OTHER_ALGORITHM.get(path.stem, set())
     return {
         node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
         for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in own
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in OWN
     }
 
 

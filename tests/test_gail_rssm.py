@@ -33,10 +33,12 @@ def settings(**replaced) -> r.Args:
     return r.Args(**(small | dict(num_starts=6, batch_size=4, sequence_length=7) | replaced))
 
 
-def make_agent(args=None, obs_dim=4, action_dim=2, seed=0) -> r.Agent:
+def make_agent(args=None, obs_dim=4, action_dim=2, seed=0) -> r.RSSMAgent:
     torch.manual_seed(seed)
     obs = np.random.default_rng(seed).normal(size=(50, obs_dim))
-    return r.Agent({"obs": obs, "low": -2 * np.ones(action_dim), "high": 2 * np.ones(action_dim)}, args or settings())
+    return r.RSSMAgent(
+        {"obs": obs, "low": -2 * np.ones(action_dim), "high": 2 * np.ones(action_dim)}, args or settings()
+    )
 
 
 def make_batch(count=4, length=7, obs_dim=4, action_dim=2, seed=0) -> dict:
@@ -349,14 +351,14 @@ class Counter:
 def test_collected_episodes_are_what_happened():
     torch.manual_seed(0)
     demos = {"obs": np.array([[-1.0], [1.0]]), "low": np.array([-2.0]), "high": np.array([4.0])}
-    agent, envs = r.Agent(demos, settings()), Counter()
+    agent, envs = r.RSSMAgent(demos, settings()), Counter()
     replay, generator = r.Replay(100, 1, 1, torch.device("cpu")), seeded()
     agent.standardize.std *= 1000  # nothing is clipped
     episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2), "limit": 5}
     episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
     for i in range(2):
         r.begin_episode(agent, episodes, i)
-    logs = [r.collect(envs, agent, episodes, replay, 4, generator) for _ in range(2)]
+    logs = [r.collect_episodes(envs, agent, episodes, replay, 4, generator) for _ in range(2)]
     size, actions = replay.size, np.stack(envs.actions)[..., 0]
     assert size == 4 + 6 + 4 and logs == [{"charts/episodic_return": 3.0}, {"charts/episodic_return": 6.5}]
     obs = 1000 * replay.columns["obs"][:size, 0]
@@ -416,7 +418,7 @@ def test_the_target_follows_the_critic_by_a_share_of_the_way():
 def test_each_step_changes_its_own_network_alone():
     args = settings(disc_batch_size=16)
     agent, batch, generator = make_agent(args), make_batch(), seeded()
-    critic, disc = r.Critic(8, 8), r.Discriminator(8, 8)
+    critic, disc = r.Critic(8, 8), r.TransitionDiscriminator(8, 8)
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net, "slow": critic.target_net, "disc": disc}
     optimizers = {
         name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")
@@ -440,9 +442,10 @@ def test_each_step_changes_its_own_network_alone():
     states, _ = changed("model", lambda: r.update_model(agent.model, optimizers["model"], batch, args, generator))
     imagined = changed("imagine", lambda: r.imagine(agent, states.flatten(0, 1), args, generator))
     expert = torch.randn(30, 8, generator=generator)
-    changed("disc", lambda: r.update_discriminator(disc, optimizers["disc"], expert, imagined, args, generator))
-    rewards, _ = changed("reward", lambda: r.compute_rewards(imagined, batch, disc, counts, scales))
-    changed("policy", lambda: r.update_policy(critic, optimizers, imagined, rewards, scales, args))
+    seen_by_d = (expert, imagined, args, generator)
+    changed("disc", lambda: r.update_transition_discriminator(disc, optimizers["disc"], *seen_by_d))
+    rewards, _ = changed("reward", lambda: r.compute_imagined_rewards(imagined, batch, disc, counts, scales))
+    changed("policy", lambda: r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args))
     own = {
         "model": {"model"},
         "imagine": set(),
@@ -458,7 +461,7 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
     args = settings(horizon=3, ent_coef=0.01, gamma=0.9)
     agent, batch, critic, disc = make_agent(args).double(), make_batch(), r.Critic(8, 8).double(), None
     torch.manual_seed(1)
-    disc = r.Discriminator(8, 8).double()
+    disc = r.TransitionDiscriminator(8, 8).double()
     torch.nn.init.normal_(critic.net[-1].weight)
     critic.target_net.load_state_dict(critic.net.state_dict())
     batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
@@ -485,10 +488,10 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
 
     imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
     scales = {"reward": 1.0, "return": 30.0}
-    rewards, log = r.compute_rewards(imagined, batch, disc, visits, scales)
+    rewards, log = r.compute_imagined_rewards(imagined, batch, disc, visits, scales)
     fixed = {"mean": log["reward/gail_mean"], "std": scales["reward"], "absorbing": rewards["absorbing"]}
     optimizers = {"actor": torch.optim.SGD([weight], 0.0), "critic": torch.optim.SGD(critic.net.parameters(), 0.0)}
-    log = r.update_policy(critic, optimizers, imagined, rewards, scales, args)
+    log = r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
     fixed |= {"range": scales["return"], "continues": imagined["continues"].detach()}
     assert log["losses/policy_loss"] == pytest.approx(loss_of(fixed), rel=1e-6)
     for i, j in ((0, 0), (1, 5), (3, 2)):
@@ -503,13 +506,13 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
 
 def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
     args = settings()
-    agent, batch, disc = make_agent(args), make_batch(), r.Discriminator(8, 8)
+    agent, batch, disc = make_agent(args), make_batch(), r.TransitionDiscriminator(8, 8)
     batch["inside"][0, 3:] = False
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
     imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
     counts, scales = {"expert": torch.tensor([80, 20]), "policy": torch.tensor([50, 50])}, {"reward": 2.0}
     imagined["alive"][2:, 1] = 0.1  # steps after an end do not count
-    rewards, log = r.compute_rewards(imagined, batch, disc, counts, scales)
+    rewards, log = r.compute_imagined_rewards(imagined, batch, disc, counts, scales)
     offset, absorbing = r.terminal_logits(*counts.values())
     plain = -torch.log(1 - torch.sigmoid(disc(r.transitions(imagined["obs"])) + offset))
     counted = torch.cat([plain[:, :1].flatten(), plain[:2, 1], plain[:, 2:].flatten()])
@@ -529,13 +532,13 @@ def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
 
 def test_discriminator_learns_to_tell_and_says_so():
     torch.manual_seed(0)
-    disc, generator = r.Discriminator(4, 32), seeded()
+    disc, generator = r.TransitionDiscriminator(4, 32), seeded()
     optimizer = torch.optim.Adam(disc.parameters(), 1e-3)
     alive = torch.ones(4, 200)
     obs = torch.randn(5, 200, 2, generator=generator)  # of the policy; the expert's next ones are their negatives
     expert = r.transitions(torch.randn(2, 1000, 2, generator=generator) + torch.tensor([3.0, 0.0])).flatten(0, 1)
     args = settings(disc_steps=300, disc_batch_size=64, grad_penalty_coef=0.1)
-    log = r.update_discriminator(disc, optimizer, expert, {"obs": obs, "alive": alive}, args, generator)
+    log = r.update_transition_discriminator(disc, optimizer, expert, {"obs": obs, "alive": alive}, args, generator)
     assert log["disc/expert_acc"] > 0.9 and log["disc/policy_acc"] > 0.9
     assert log["disc/expert_prob"] > 0.8 > 0.2 > log["disc/policy_prob"]
 
@@ -562,7 +565,7 @@ class Killed(Exception):
 
 def kill_and_resume(tmp_path, monkeypatch, name, updates, *flags) -> None:
     """A run that dies in the policy's update after so many of them, and goes on."""
-    calls, update = [], r.update_policy
+    calls, update = [], r.update_actor_critic
 
     def dying_update(*args):
         calls.append(None)
@@ -571,7 +574,7 @@ def kill_and_resume(tmp_path, monkeypatch, name, updates, *flags) -> None:
         return update(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(r, "update_policy", dying_update)
+        patch.setattr(r, "update_actor_critic", dying_update)
         run(tmp_path, name, *flags)
     r.main(["--resume", str(tmp_path / name / "checkpoint.pt")])
 
