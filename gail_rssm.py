@@ -3,7 +3,7 @@
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
 #                 "tyro==1.0.17", "wandb==0.31.0", "tqdm==4.70.1", "matplotlib==3.11.2"]
 # ///
-"""GAIL inside a learned world model: imitate from states alone, in few steps, complete in one file.
+"""GAIL inside a learned world model: imitate from states or frames alone, complete in one file.
 
 A recurrent state-space model (RSSM; Hafner et al. 2019, https://arxiv.org/abs/1811.04551) learns
 from all episodes so far how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
@@ -35,12 +35,15 @@ Where this departs from the papers, and why:
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
     episode, not the task.
+ 7. With --obs pixels an observation is the latents of a frame. Their autoencoder learns from
+    demonstrated frames and those of random actions, then rests: to all else it is a sensor.
 
 Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in
 E demonstrations; an observation has O numbers, an action A, h M, z Z.
 
     python gail_rssm.py                                     # the default set: 18 minutes, one core
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
+    python gail_rssm.py --obs pixels                        # from frames alone
     python gail_rssm.py --evaluate runs/<run>/policy.pt     # 100 episodes, mean and sampled actions
     python gail_rssm.py --resume runs/<run>/checkpoint.pt   # go on from the last checkpoint
 """
@@ -56,6 +59,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gymnasium as gym
 import mujoco
@@ -79,6 +83,22 @@ SCALE_DECAY = 0.99  # of the running scales that rewards and returns are divided
 MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # largest norms
 TARGET_RATE = 0.02  # at which the target critic moves to the critic in each update
 
+# The rest is about --obs pixels. Steps of random actions whose frames the autoencoder learns from,
+# and how many of these, and of the demonstrated ones, are in a minibatch
+RANDOM_STEPS, AE_BATCH_SIZE = 1_000, 64
+# How to look at a body: width and height of the picture and the height of its middle above the
+# floor, in metres; degrees from above; how many of its positions are no part of its observations
+CAMERAS = {
+    "HalfCheetah": (2.2, 1.3, 0.56, 0, 1),
+    "Hopper": (1.2, 2.0, 0.9, 0, 1),
+    "Walker2d": (1.2, 2.0, 0.9, 0, 1),
+    "Swimmer": (3.8, 2.2, 0.0, 90, 2),
+    "Ant": (2.4, 2.0, 0.5, 45, 2),
+    "Humanoid": (1.4, 1.8, 0.85, 15, 2),
+}
+GROUND = 27.0  # brightness of what is below the floor, seen from the side; the sky is black
+POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # of a film in one go: so many fit the cache
+
 
 @dataclass
 class Args:
@@ -97,6 +117,11 @@ class Args:
     wandb_project_name: str = "gail"  # Weights & Biases project
     cuda: bool = False  # networks on the GPU
     threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
+
+    obs: Literal["state", "pixels"] = "state"  # what is seen of environment and demonstrations
+    image_size: int = 56  # shorter side of a frame in pixels
+    latent_dim: int = 32  # numbers that a frame is encoded into
+    pretrain_steps: int = 1_500  # steps of the autoencoder, before all else
 
     total_timesteps: int = 100_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 5  # parallel environments (N)
@@ -136,11 +161,15 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_least = {"total_timesteps": rollout, "sequence_length": BURN_IN + 2}
+        at_least = {"total_timesteps": rollout, "sequence_length": BURN_IN + 2, "image_size": 16}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "recent_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef grad_penalty_coef"
         may_be_zero += " recent_share free_nats representation_coef"
         check_numbers(self, may_be_zero, at_least, at_most)
+        require(self.obs == "state" or body_of(self.env_id) in CAMERAS, f"--env-id is {self.env_id}"
+                f", but --obs pixels draws {', '.join(CAMERAS)} alone; choose one of these.")
+        require(self.image_size % 8 == 0, f"--image-size is {self.image_size}, expected a multiple "
+                "of 8; change it.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it or install a CUDA build of torch.")
         if self.threads == 0:
@@ -177,6 +206,57 @@ class Standardize(nn.Module):
 
     def undo(self, x: Tensor) -> Tensor:
         return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
+
+
+class Eyes(nn.Module):
+    """What --obs pixels sees of raw observations (B, O): the latents (B, Z) of a frame drawn of
+    each. `frames` (B, H, W) uint8 say what an average frame is, and how much each pixel varies."""
+
+    def __init__(self, render: "CapsuleRenderer", frames: Tensor, latent_dim: int):
+        super().__init__()
+        self.render, pixels = render, frames.float() / 255
+        weight = 1 / (pixels.std(0, correction=0) + 0.03)  # a foot matters as much as the torso
+        self.register_buffer("mean_frame", pixels.mean(0))
+        self.register_buffer("weight", weight / weight.mean())  # of each pixel's squared error
+        rows, columns = frames.shape[1] // 8, frames.shape[2] // 8
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 8, stride=4, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * rows * columns, latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 32 * rows * columns),
+            nn.ReLU(),
+            nn.Unflatten(1, (32, rows, columns)),
+            nn.Conv2d(32, 32 * 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.ReLU(),
+            nn.Conv2d(32, 16, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def center(self, frames: Tensor) -> Tensor:
+        """uint8 (B, H, W) -> floats around 0 (B, 1, H, W)."""
+        return (frames.float() / 255 - self.mean_frame)[:, None]
+
+    def reconstruction_error(self, frames: Tensor) -> Tensor:
+        """Weighted mean squared error of frames (B, H, W) uint8 -> ()."""
+        x = self.center(frames)
+        return ((self.decoder(self.encoder(x)) - x).square() * self.weight).mean()
+
+    @torch.no_grad()
+    def forward(self, obs: np.ndarray) -> Tensor:
+        pieces = self.render(obs).split(256)  # so many fit the cache
+        return torch.cat([self.encoder(self.center(x)) for x in pieces])
+
+    @torch.no_grad()
+    def imagine_frames(self, latents: Tensor) -> Tensor:
+        """Latents (B, Z) -> frames (B, H, W), from 0 to 1."""
+        return (self.decoder(latents)[:, 0] + self.mean_frame).clamp(0, 1)
 
 
 class WorldModel(nn.Module):
@@ -281,11 +361,13 @@ class TransitionDiscriminator(nn.Module):
 
 
 class RSSMAgent(nn.Module):
-    """World model and policy: all that acting needs. Observations are standardized by those of
-    demos["obs"] (L, O), actions by the bounds demos["low"] and ["high"] (A,)."""
+    """World model and policy: all that acting needs. What is seen, raw observations or what `eyes`
+    make of them, is standardized by demos["obs"] (L, O), actions by the bounds demos["low"] and
+    ["high"] (A,)."""
 
-    def __init__(self, demos: dict, args):
+    def __init__(self, demos: dict, args, eyes: Eyes | None = None):
         super().__init__()
+        self.eyes = eyes
         obs_dim, self.action_dim = demos["obs"].shape[1], len(demos["low"])
         self.standardize = Standardize(demos["obs"])
         self.standardize_action = Standardize(np.stack([demos["low"], demos["high"]]))
@@ -296,6 +378,11 @@ class RSSMAgent(nn.Module):
     def device(self) -> torch.device:
         return self.standardize.mean.device
 
+    def see(self, obs: np.ndarray) -> Tensor:
+        """Raw observations (N, O) -> standardized ones, of a state or of a frame."""
+        seen = self.eyes(np.asarray(obs)) if self.eyes else torch.as_tensor(obs)
+        return self.standardize(seen.to(self.device))
+
     def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
         """The state and action before an episode's first step: zeros."""
         sizes = {"state": self.model.state_size, "action": self.action_dim}
@@ -305,8 +392,8 @@ class RSSMAgent(nn.Module):
     def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
         """What to do after raw observations (N, O): the policy's mean action, or, with a generator,
         a sampled one. Keeps in `carry` the state and action that the next call goes on from."""
-        x = self.standardize(torch.as_tensor(obs).to(self.device))
-        state, action, embedding = carry["state"], carry["action"], self.model.encoder(x)
+        embedding = self.model.encoder(self.see(obs))
+        state, action = carry["state"], carry["action"]
         carry["state"], _ = self.model.posterior_step(state, action, embedding, generator)
         carry["action"], _ = self.actor(carry["state"], generator)
         return self.standardize_action.undo(carry["action"]).cpu().numpy()
@@ -478,8 +565,8 @@ def collect_episodes(envs, agent: RSSMAgent, episodes: dict, replay, num_steps: 
             next_obs[i] = info["final_obs"][i]
         check_finite(envs, next_obs, [len(rows) for rows in episodes["rows"]])
         episodes["obs"] = torch.from_numpy(new_obs)
-        x = agent.standardize(torch.from_numpy(next_obs).to(agent.device))
-        for i, row in enumerate(torch.cat([x, carry["action"]], dim=-1).cpu()):
+        rows = torch.cat([agent.see(next_obs), carry["action"]], dim=-1)
+        for i, row in enumerate(rows.cpu()):
             episodes["rows"][i].append(row)
             episodes["return"][i] += float(reward[i])
             if ended[i]:
@@ -494,8 +581,28 @@ def begin_episode(agent: RSSMAgent, episodes: dict, i: int) -> None:
     """Environment i begins anew: the agent forgets, and no action led to the first observation."""
     for x in episodes["carry"].values():
         x[i] = 0.0
-    first = agent.standardize(episodes["obs"][i].to(agent.device)).cpu()
+    first = agent.see(episodes["obs"][i : i + 1])[0].cpu()
     episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
+
+
+def pretrain_eyes(eyes: Eyes, envs, demos: dict, args, generator) -> None:
+    """Train the autoencoder on demonstrated frames and those of random actions, half and half; then
+    it rests, so that what has been seen stays what it was."""
+    envs.action_space.seed(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    seen = [obs]
+    for _ in range(RANDOM_STEPS // len(obs)):
+        obs, *_ = envs.step(envs.action_space.sample())
+        check_finite(envs, obs, len(seen))
+        seen.append(obs)
+    kinds = [eyes.render(demos["observations"]), eyes.render(np.concatenate(seen))]
+    parameters = [*eyes.encoder.parameters(), *eyes.decoder.parameters()]
+    optimizer = Adam(parameters, lr=1e-3, fused=True)
+    for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 2 - 2 * i / args.pretrain_steps)
+        rows = [torch.randint(len(x), (AE_BATCH_SIZE,), generator=generator) for x in kinds]
+        frames = torch.cat([x[i.to(x.device)] for x, i in zip(kinds, rows)])
+        optimizer_step(optimizer, eyes.reconstruction_error(frames), math.inf)
 
 
 def optimizer_step(optimizer, loss: Tensor, max_norm: float) -> None:
@@ -633,15 +740,21 @@ def train(args: Args) -> dict[str, float]:
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
-    least = args.num_envs * demos["max_episode_steps"]
+    least = args.num_envs * demos["max_episode_steps"] + RANDOM_STEPS * (args.obs == "pixels")
     require(args.total_timesteps > least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"more than {least} (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
-    agent = RSSMAgent(demos, args).to(device)
+    eyes, seen = None, demos["obs"]
+    if args.obs == "pixels":
+        render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
+        eyes = Eyes(render, render(demos["observations"]), args.latent_dim).to(device)
+        if not args.resume:
+            torch.set_num_threads(min(args.threads, 2))
+            pretrain_eyes(eyes, envs, demos, args, generator)
+        seen = eyes(demos["obs"]).cpu().numpy()
+    agent = RSSMAgent(demos | {"obs": seen}, args, eyes).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
-    demo_obs = agent.standardize(torch.from_numpy(demos["observations"]).to(device))
-    expert = torch.cat([transitions(x) for x in demo_obs.split((demos["lengths"] + 1).tolist())])
-    disc = TransitionDiscriminator(expert.shape[1], args.disc_hidden_size).to(device)
+    disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
     lrs = {"model": args.model_learning_rate, "actor": args.learning_rate}
     lrs["critic"] = args.learning_rate
@@ -651,9 +764,7 @@ def train(args: Args) -> dict[str, float]:
     }
     optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
     capacity = 2 * args.total_timesteps  # an episode of T steps has T + 1 rows
-    replay = Replay(capacity, demo_obs.shape[1], agent.action_dim, device)
-    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
-    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
+    replay = Replay(capacity, seen.shape[1], agent.action_dim, device)
     scales = {"reward": 1.0, "return": 1.0}
 
     rows, seconds, wandb_id, simulator = [], 0.0, None, None
@@ -669,6 +780,10 @@ def train(args: Args) -> dict[str, float]:
         generator.set_state(saved["generator"])
         scales, simulator = saved["scales"], saved["simulator"]
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
+    demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
+    expert = torch.cat([transitions(x) for x in demo_seen])
+    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
+    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     obs, _ = envs.reset(seed=args.seed + len(rows))
     episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
     episodes |= {"carry": agent.initial_carry(args.num_envs), "return": [0.0] * args.num_envs}
@@ -680,7 +795,8 @@ def train(args: Args) -> dict[str, float]:
         episodes = saved["episodes"]
         episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
     batch_size = args.num_envs * args.num_steps
-    num_iterations = args.total_timesteps // batch_size
+    done = RANDOM_STEPS if agent.eyes else 0  # steps that the pretraining took
+    num_iterations = (args.total_timesteps - done) // batch_size
     if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
         raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
     run_dir = open_run("gail_rssm", args, wandb_id)
@@ -708,7 +824,7 @@ def train(args: Args) -> dict[str, float]:
             policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
 
-        step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
+        step, last = done + (iteration + 1) * batch_size, iteration == num_iterations - 1
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
@@ -738,7 +854,8 @@ def train(args: Args) -> dict[str, float]:
                 "wandb_id": wandb.run.id if args.track else None,
             }
             policy = {"kind": "gail_rssm policy", "agent": agent.state_dict()}
-            policy["sizes"] = {x: y for x, y in vars(args).items() if x.endswith("_size")}
+            shapes = ("obs", "latent_dim", *(x for x in vars(args) if x.endswith("_size")))
+            policy["shapes"] = {name: getattr(args, name) for name in shapes}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
@@ -896,6 +1013,110 @@ def match_spaces(demos: dict, envs) -> None:
     demos |= {"low": space.low.astype(np.float64), "high": space.high.astype(np.float64)}
 
 
+def body_of(env_id: str) -> str:
+    """HalfCheetah of HalfCheetah-v4, and of my_envs:HalfCheetah-v0."""
+    return re.split("[:/]", env_id)[-1].rsplit("-v", 1)[0]
+
+
+def frame_size(shorter: int, width: float, height: float) -> tuple[int, int]:
+    """Height and width in pixels of a frame whose sides are as these; both are multiples of 8."""
+    longer = 8 * round(shorter * max(width, height) / min(width, height) / 8)
+    return (shorter, longer) if width > height else (longer, shorter)
+
+
+class CapsuleRenderer(nn.Module):
+    """Draws bodies made of capsules and spheres for whole batches, on whatever device. The camera
+    is far off (an orthographic projection: a capsule's picture is a flat capsule) and runs along
+    with the centre of mass. MuJoCo tells where the G capsules and spheres are."""
+
+    def __init__(self, envs, image_size: int, threads: int):
+        super().__init__()
+        fast = isinstance(envs, BatchHalfCheetah)
+        model = envs.model if fast else envs.envs[0].unwrapped.model
+        *view, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
+        self.height, self.width = frame_size(image_size, *view)
+        self.sizes, self.pixel = [(self.height, self.width)], view[1] / self.height  # metres
+        self.obs_shape = envs.single_observation_space.shape
+
+        self.batch = Batch(model, POSES_AT_ONCE, threads)
+        self.qpos, self.positions, self.rotations, self.centers_of_mass = map(
+            self.batch.bind, ("qpos", "geom_xpos", "geom_xmat", "subtree_com")
+        )
+        plane, sphere, capsule = (
+            int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
+        )
+        self.geoms = np.flatnonzero(model.geom_type != plane)
+        for i in self.geoms:
+            require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
+                    f"'{model.geom(i).name}' is neither capsule nor sphere, which are all that can "
+                    "be drawn; choose another environment.")
+        is_capsule = model.geom_type[self.geoms] == capsule
+        self.half_lengths = np.where(is_capsule, model.geom_size[self.geoms, 1], 0.0)[:, None]
+        red, _, blue, _ = model.geom_rgba[self.geoms].T
+        brightness = 255 * np.clip(2 * red - 1.7 * blue, 0.3, 1.0)  # left and right legs differ
+        self.looks = np.stack([model.geom_size[self.geoms, 0], brightness], axis=1)  # and radius
+        sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+        self.axes = np.array([[1, 0, 0], [0, sin, cos], [0, cos, -sin]])  # right, up, away from us
+
+        rows = ((self.height - 1) / 2 - torch.arange(self.height)) * self.pixel  # metres, upwards
+        self.register_buffer("rows", rows[:, None])
+        columns = (torch.arange(self.width) + 0.5 - self.width / 2) * self.pixel
+        self.register_buffer("columns", columns)
+        below = (0.5 - (rows + self.look_at_height) / self.pixel).clamp(0, 1) * (degrees == 0)
+        self.register_buffer("background", (GROUND * below)[:, None].repeat(1, self.width))
+
+    def prepare(self, obs: np.ndarray) -> Tensor:
+        """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
+        middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
+        brightness."""
+        poses = np.empty((len(obs), len(self.geoms), 6))
+        for start in range(0, len(obs), POSES_AT_ONCE):
+            piece = obs[start : start + POSES_AT_ONCE]
+            ids = np.arange(len(piece))
+            self.qpos[ids, self.unobserved :] = piece[:, : self.qpos.shape[1] - self.unobserved]
+            self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS)
+            look_at = self.centers_of_mass[ids, 1]  # of the first body and all that hangs on it
+            look_at[:, 2] = self.look_at_height
+            middles = (self.positions[: len(ids), self.geoms] - look_at[:, None]) @ self.axes.T
+            axes = self.rotations[: len(ids), self.geoms, 2::3]  # third columns: along the capsules
+            half_axes = self.half_lengths * (axes @ self.axes.T)
+            looks = np.broadcast_to(self.looks, (len(ids), *self.looks.shape))
+            piece = np.concatenate([middles[..., :2], half_axes[..., :2], looks], axis=2)
+            order = np.argsort(-middles[..., 2].round(6), axis=1, kind="stable")
+            poses[start + ids] = np.take_along_axis(piece, order[..., None], axis=1)
+        return torch.from_numpy(poses).float()
+
+    def states(self, obs: np.ndarray) -> Tensor:
+        return torch.from_numpy(obs)
+
+    def draw(self, poses: Tensor) -> Tensor:
+        """Poses (B, G, 6) -> frames (B, H, W) uint8. One capsule after the other covers what is
+        there; the pixels at its edge, by as much as it fills of them."""
+        right, up, axis_right, axis_up, radius, brightness = poses[..., None, None].unbind(2)
+        half = torch.hypot(axis_right, axis_up)  # each of these is (B, G, 1, 1)
+        cos = torch.where(half > 1e-6, axis_right / half, 1.0)
+        sin = torch.where(half > 1e-6, axis_up / half, 0.0)
+        # In this unit, the squared distance to the axis grows by 1 within the pixel at the edge.
+        unit = (2 * radius * self.pixel).sqrt()
+        columns, rows, half = (self.columns - right) / unit, (self.rows - up) / unit, half / unit
+        edge = 0.5 + radius / (2 * self.pixel)
+        shade = 0.8 * brightness * self.pixel / radius
+        image = self.background.expand(len(poses), -1, -1).clone()
+        for g in range(poses.shape[1]):  # in place, for speed
+            along = columns[:, g] * cos[:, g] + rows[:, g] * sin[:, g]
+            across = rows[:, g] * cos[:, g] - columns[:, g] * sin[:, g]
+            beyond = along.abs_().sub_(half[:, g]).clamp_(min=0)  # the end of the axis
+            distance = beyond.square_().add_(across.square_())
+            colour = torch.sub(brightness[:, g], torch.mul(distance, shade[:, g], out=across))
+            image.lerp_(colour, torch.sub(edge[:, g], distance, out=distance).clamp_(0, 1))
+        return image.clamp_(0, 255).round_().to(torch.uint8)
+
+    def forward(self, obs: np.ndarray) -> Tensor:
+        """Observations (B, O) -> frames (B, H, W) uint8."""
+        poses = self.prepare(obs).to(self.background.device)
+        return torch.cat([self.draw(piece) for piece in poses.split(FRAMES_AT_ONCE)])
+
+
 # --- Plumbing: evaluation, files, command line ---
 
 
@@ -960,9 +1181,12 @@ def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_rssm policy")
     weights = saved["agent"]
-    bounds = weights["standardize_action.mean"].numpy()  # for the shapes
+    bounds, args, eyes = weights["standardize_action.mean"].numpy(), Args(**saved["shapes"]), None
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
-    agent = RSSMAgent(demos, Args(**saved["sizes"]))
+    if args.obs == "pixels":
+        render = CapsuleRenderer(make_envs(saved, 1, 1), args.image_size, 1)
+        eyes = Eyes(render, torch.zeros(1, render.height, render.width), args.latent_dim)
+    agent = RSSMAgent(demos, args, eyes)  # with anything of these shapes
     agent.load_state_dict(weights)
     return agent, saved
 
@@ -1016,30 +1240,49 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
 
 
 @torch.no_grad()
-def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
-    """Four observations of a demonstrated episode, what the model makes of them, and what it
-    imagines from a few steps on. Nobody told it the actions: it takes the policy's for them."""
-    model, begin, length = agent.model, 10, demos["lengths"][0] + 1
-    x = agent.standardize(torch.from_numpy(demos["observations"][:length]).to(agent.device)).cpu()
-    carry, dream, perceived, imagined = agent.initial_carry(1), {}, [], []
-    for t in range(length):
-        agent.act(demos["observations"][t : t + 1], carry)
-        perceived.append(model.decoder(carry["state"]).cpu())
+def imagine_demonstration(agent: RSSMAgent, obs: np.ndarray, begin: int) -> list[Tensor]:
+    """A demonstrated episode (T, O) as it is seen, as the model perceives it, and as it imagines it
+    after step `begin`, standardized. Nobody told it the actions: it takes the policy's for them."""
+    model, carry, dream, perceived, imagined = agent.model, agent.initial_carry(1), {}, [], []
+    for t in range(len(obs)):
+        agent.act(obs[t : t + 1], carry)
+        perceived.append(model.decoder(carry["state"]))
         if t <= begin:
             dream = dict(carry)
         else:
             dream["state"] = model.prior_step(dream["state"], dream["action"], None)
             dream["action"], _ = agent.actor(dream["state"], None)
-        imagined.append(model.decoder(dream["state"]).cpu())
-    perceived, imagined, steps = torch.cat(perceived), torch.cat(imagined), np.arange(length)
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for ax, dim in zip(figure.subplots(2, 2).flat, np.linspace(0, x.shape[1] - 1, 4).astype(int)):
-        ax.plot(x[:, dim], color="lightgrey", linewidth=5, label="demonstrated")
-        ax.plot(perceived[:, dim], label="perceived by the model")
-        label = f"imagined from step {begin} on"
-        ax.plot(steps[begin:], imagined[begin:, dim], "--", label=label)
-        ax.set(title=f"Observation {dim}", xlabel="step of the episode", ylabel="standardized")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        imagined.append(model.decoder(dream["state"]))
+    return [agent.see(obs), torch.cat(perceived), torch.cat(imagined)]
+
+
+@torch.no_grad()
+def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
+    """A demonstrated episode, what the model perceives of it, and what it imagines from a few steps
+    on: four of the observation's numbers, or frames."""
+    begin, obs = 10, demos["observations"][: demos["lengths"][0] + 1]
+    names = ["demonstrated", "perceived by the model", f"imagined from step {begin} on"]
+    kinds, steps = imagine_demonstration(agent, obs, begin), np.arange(len(obs))
+    if agent.eyes:
+        figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6]
+        axes = figure.subplots(3, len(shown), squeeze=False)
+        films = [agent.eyes.imagine_frames(agent.standardize.undo(x[shown])) for x in kinds]
+        films[0] = agent.eyes.render(obs[shown]) / 255  # the frames themselves
+        for row, name, film in zip(axes, names, films):
+            for ax, step, frame in zip(row, shown, film.cpu()):
+                ax.imshow(frame, cmap="gray", vmin=0, vmax=1)
+                ax.set(xticks=[], yticks=[], title=f"step {step}" if row is axes[0] else "")
+            row[0].set_ylabel(name.replace(" ", "\n", 1))
+    else:
+        figure = Figure(figsize=(11, 6), layout="constrained")
+        dims = np.linspace(0, obs.shape[1] - 1, 4).astype(int)
+        for ax, dim in zip(figure.subplots(2, 2).flat, dims):
+            demonstrated, perceived, imagined = (x[:, dim].cpu() for x in kinds)
+            ax.plot(demonstrated, color="lightgrey", linewidth=5, label=names[0])
+            ax.plot(perceived, label=names[1])
+            ax.plot(steps[begin:], imagined[begin:], "--", label=names[2])
+            ax.set(title=f"Observation {dim}", xlabel="step of the episode", ylabel="standardized")
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -199,12 +199,13 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
     ],
     "rssm_frames": [
-        ("frames, 60k", "benchmark/rssm_frames.py", ["imagined", "--total-timesteps", "60000"], THREE),
+        ("frames, 100k", "gail_rssm.py", ["--obs", "pixels"], THREE),
+        ("frames, 100k, D on replayed ones", "benchmark/patches/rssm_replayed.patch", ["--obs", "pixels"], [1]),
         (
-            "frames, 60k, D on replayed ones",
-            "benchmark/rssm_frames.py",
-            ["replayed", "--total-timesteps", "60000"],
-            [1],
+            "Hopper, frames, 100k",
+            "gail_rssm.py",
+            ["--obs", "pixels", "--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
+            THREE,
         ),
     ],
     "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps

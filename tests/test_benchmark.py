@@ -133,8 +133,6 @@ def test_every_command_of_every_suite_parses(suite, tmp_path, monkeypatch):
             assert all(f"    {x[2:]}: " in source if x.startswith("--") else f'"{x}"' in source for x in flags)
             continue
         name = script.removesuffix(".py")
-        if name == "benchmark/rssm_frames":
-            name, flags = "gail_rssm", flags[1:]
         if script.endswith(".patch"):
             name = Path(script).stem
             run.patched(script, tmp_path / "x").rename(tmp_path / f"{name}.py")

@@ -4,7 +4,6 @@ Functions that are copies of gail_ppo.py's are tested there (test_copies.py keep
 """
 
 import csv
-import importlib
 import json
 import math
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DEMOS, ROOT, make_demo_fields
+from conftest import DEMOS, make_demo_fields
 from torch.distributions import Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
 
@@ -670,17 +669,97 @@ def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
     assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]
 
 
-def test_the_experiment_on_frames_sees_nothing_but_latents(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmark")
-    experiment, asked = importlib.import_module("rssm_frames"), []
-    for name in ("make_envs", "load_demos"):  # to be put back, since the experiment replaces them
-        monkeypatch.setattr(r, name, getattr(r, name))
-    transitions = r.transitions
-    monkeypatch.setattr(r, "transitions", lambda obs: asked.append(obs.shape[-1]) or transitions(obs))
-    flags = [*TINY, "--total-timesteps", "1000", "--num-demos", "2", "--demos", str(DEMOS)]
-    experiment.main(["imagined", *flags, "--output-dir", str(tmp_path), "--run-name", "a"], pretrain_steps=2)
-    assert set(asked) == {experiment.LATENTS}
-    agent, _ = r.load_agent(str(tmp_path / "a/policy.pt"))
-    assert agent.standardize.mean.shape == (experiment.LATENTS,)
-    rows = rows_of(tmp_path / "a")
-    assert math.isfinite(float(rows[-1]["model/reconstruction"])) and float(rows[-1]["eval/return_mean"]) < 100
+# Frames
+
+
+@pytest.fixture(scope="module")
+def cheetah():
+    """Eyes of HalfCheetah, environments, demonstrations, settings."""
+    args = settings(obs="pixels", image_size=24, latent_dim=6, pretrain_steps=20, threads=1)
+    torch.manual_seed(0)
+    demos = r.load_demos(r.Args(num_demos=2), ["observations"])
+    envs = r.make_envs(demos, 4, 1)
+    render = r.CapsuleRenderer(envs, args.image_size, 1)
+    return r.Eyes(render, render(demos["observations"]), args.latent_dim), envs, demos, args
+
+
+def test_eyes_see_the_frame_and_nothing_else(cheetah):
+    eyes, _, demos, args = cheetah
+    obs = demos["observations"][:5]
+    latents = eyes(obs)
+    assert latents.shape == (5, args.latent_dim) and not latents.requires_grad
+    changed = obs.copy()
+    changed[:, 8:] += 3.0  # velocities
+    assert torch.equal(eyes(changed), latents)
+    changed[:, 2] += 0.5  # a leg
+    assert not torch.isclose(eyes(changed), latents).all(1).any()
+    for i in range(5):  # whatever else is in the batch
+        torch.testing.assert_close(eyes(obs[i : i + 1])[0], latents[i])
+
+
+def test_reconstruction_error_weighs_each_pixel_by_how_much_it_varies(cheetah):
+    eyes, _, demos, _ = cheetah
+    all_frames = eyes.render(demos["observations"])
+    pixels = all_frames.numpy() / 255.0
+    weight = 1 / (pixels.std(0) + 0.03)
+    frames = all_frames[:3]
+    guesses = eyes.decoder(eyes.encoder(eyes.center(frames)))[:, 0].detach().numpy() + pixels.mean(0)
+    expected = ((guesses - pixels[:3]) ** 2 * weight / weight.mean()).mean()
+    assert eyes.reconstruction_error(frames).item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(
+        eyes.imagine_frames(eyes(demos["observations"][:3])), torch.from_numpy(guesses).float().clamp(0, 1)
+    )
+
+
+def test_pretraining_learns_both_kinds_of_frames(cheetah, monkeypatch):
+    eyes, envs, demos, args = cheetah
+    render, drawn, before = eyes.render, [], eyes.state_dict()
+    forward, expert = render.forward, render(demos["observations"])
+    before = {name: x.clone() for name, x in before.items()}
+    monkeypatch.setattr(render, "forward", lambda obs: drawn.append(forward(obs)) or drawn[-1])
+    r.pretrain_eyes(eyes, envs, demos, settings(pretrain_steps=60), seeded())
+    shown, acted = drawn
+    assert torch.equal(shown, expert) and len(acted) == r.RANDOM_STEPS + envs.num_envs
+    left = [eyes.reconstruction_error(frames[::10]).item() for frames in drawn]
+    eyes.load_state_dict(before)
+    at_first = [eyes.reconstruction_error(frames[::10]).item() for frames in drawn]
+    assert left[0] < 0.7 * at_first[0] and left[1] < 0.7 * at_first[1], (left, at_first)
+
+
+PIXELS = "--obs pixels --image-size 16 --latent-dim 4 --pretrain-steps 3 --num-demos 2 --total-timesteps 3000".split()
+
+
+def test_frames_alone_from_beginning_to_end(tmp_path, monkeypatch, capsys):
+    """The eyes rest; resumed bit for bit; a policy file has all that it takes to act."""
+    asked, transitions, eyes, pretrain = set(), r.transitions, {}, r.pretrain_eyes
+
+    def watched_pretrain(trained, *rest):
+        pretrain(trained, *rest)
+        eyes.update({name: x.clone() for name, x in trained.state_dict().items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(r, "transitions", lambda obs: asked.add(obs.shape[-1]) or transitions(obs))
+        patch.setattr(r, "pretrain_eyes", watched_pretrain)
+        run(tmp_path, "whole", *PIXELS)
+    assert asked == {4}
+    agent = torch.load(tmp_path / "whole/policy.pt", weights_only=True)["agent"]
+    assert all(torch.equal(agent[f"eyes.{name}"], x) for name, x in eyes.items())
+    rows = rows_of(tmp_path / "whole")
+    assert [int(row["global_step"]) for row in rows] == [1500, 2000, 2500, 3000]  # 1,000 were at random
+    kill_and_resume(tmp_path, monkeypatch, "killed", 5, *PIXELS)
+    assert rows_of(tmp_path / "killed") == rows
+    saved = [torch.load(tmp_path / f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
+    for part in ("agent", "critic", "disc", "replay"):
+        assert all(torch.equal(saved[0][part][name], saved[1][part][name]) for name in saved[0][part])
+    before = dict(np.load(tmp_path / "whole/evaluation.npz"))
+    r.main(["--evaluate", str(tmp_path / "whole/policy.pt"), "--eval-episodes", "2"])
+    after = np.load(tmp_path / "whole/evaluation.npz")
+    assert all((before[name] == after[name]).all() for name in before)
+    assert (tmp_path / "whole/imagination.png").stat().st_size > 10_000
+
+
+def test_a_body_that_falls_is_seen_too(tmp_path):
+    fields = make_demo_fields((20, 30), obs_dim=11, action_dim=3, env_id="Hopper-v4")
+    np.savez(tmp_path / "hopper.npz", **fields)
+    summary = run(tmp_path, "a", *PIXELS, "--env-id", "Hopper-v4", "--demos", str(tmp_path / "hopper.npz"))
+    assert summary["env_steps"] == 3000

@@ -12,7 +12,7 @@ BUDGETS = {
     "gail_ppo": (1015, 56),
     "gail_state_seq": (1100, 61),
     "gail_pixels_ae": (1605, 90),
-    "gail_rssm": (1165, 64),
+    "gail_rssm": (1410, 78),
     "bc": (795, 43),
     "collect_expert_sac": (725, 39),
     "toy_pointnav": (925, 49),
