@@ -408,6 +408,19 @@ MUTANTS = [
     ),
     ("gail_rssm", "steps after an end count", ".cumprod(0)\n", ".pow(0)\n"),
     ("gail_rssm", "the target is the critic", "slow.lerp_(fast, TARGET_RATE)", "slow.copy_(fast)"),
+    (
+        "gail_rssm",
+        "eyes: still pixels weigh most",
+        "weight = 1 / (pixels.std(0, correction=0) + 0.03)",
+        "weight = pixels.std(0, correction=0) + 0.03",
+    ),
+    ("gail_rssm", "eyes: random steps are free", "done = RANDOM_STEPS if agent.eyes", "done = 0 if agent.eyes"),
+    (
+        "gail_rssm",
+        "eyes: demonstrations alone are learned",
+        "eyes.render(np.concatenate(seen))]",
+        "eyes.render(seen[0])]",
+    ),
 ]
 EXTRA = {
     "gradients added over processes, not averaged": "processes",
