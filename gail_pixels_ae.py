@@ -193,7 +193,7 @@ class Args:
 # Networks
 
 
-def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
+def plain_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
     """Linear layers with SiLU between, orthogonal weights (gain sqrt 2; last layer output_gain)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
@@ -285,8 +285,8 @@ class GaussianAgent(nn.Module):
     def __init__(self, obs_dim: int, space: gym.spaces.Box, hidden_size: int, generator: Generator):
         super().__init__()
         sizes, action_dim = [obs_dim, hidden_size, hidden_size], space.shape[0]
-        self.actor = mlp([*sizes, 2 * action_dim], 0.01, generator)
-        self.critic = mlp([*sizes, 1], 1.0, generator)
+        self.actor = plain_mlp([*sizes, 2 * action_dim], 0.01, generator)
+        self.critic = plain_mlp([*sizes, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
         self.register_buffer("middle", torch.from_numpy(space.high + space.low) / 2)
         self.register_buffer("half_range", torch.from_numpy(space.high - space.low) / 2)
@@ -321,16 +321,16 @@ class Networks(nn.Module):
         if args.has_predictor():
             sight_dim = min(args.frame_stack, 2) * args.latent_dim  # last step, and newest latent
             sizes = [history_dim + LOOK_AHEAD * action_dim, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
-            self.predictor = mlp(sizes, 1.0, generator)
+            self.predictor = plain_mlp(sizes, 1.0, generator)
             obs_dim = sight_dim + min(args.frame_stack - 1, 1) * action_dim
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
         if args.policy_obs == "state":
             self.standardize_state, obs_dim = Standardize(states), states.shape[1]
         self.agent = GaussianAgent(obs_dim, space, args.hidden_size, generator)
         sizes = [features_dim, args.disc_hidden_size, args.disc_hidden_size, 1]
-        self.disc = mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
+        self.disc = plain_mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
         if args.inverse_coef > 0 and args.frame_stack > 1:
-            self.inverse = mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
+            self.inverse = plain_mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
 
     def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, O) ->

@@ -149,8 +149,8 @@ MUTANTS = [
     (
         "gail_ppo",
         "a longer run keeps the old schedule",
-        "* (1 - iteration / num_iterations)",
-        "* (1 - iteration / (len(rows) + 1))",
+        "rest = 1 - (iteration / num_iterations) ** 3",
+        "rest = 1 - (iteration / (len(rows) + 1)) ** 3",
     ),
     (
         "gail_ppo",

@@ -3,7 +3,7 @@
 A suite is a table of (variant, script, flags, seeds). As many runs as there are cores go at a time, each on one thread
 (`--threads 1`) and pinned to one core. What is in the suite's CSV already is skipped, what another suite's CSV holds
 is copied from there, and a run that was cut off is resumed from its checkpoint, so the command may be stopped and
-started again at any time (`--seeds 5` first, all later). Suites peers, rewrite and frames copy nothing; peers goes on
+started again at any time (`--seeds 5` first, all later). Suites peers and frames copy nothing; peers goes on
 one core, in turn.
 `--results my_results` begins with empty CSVs in a folder of their own: everything is measured again.
 A change that no flag makes is a patch in benchmark/patches, which stands where the script would.
@@ -36,7 +36,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 
 # suite -> (variant, script, flags, seeds)
 FEW_STEPS = ["--total-timesteps", "300000"]
-TWO_MILLION = ["--total-timesteps", "2000000"]
+MILLION = ["--total-timesteps", "1000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
@@ -56,12 +56,13 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("state sequences", "gail_state_seq.py", ["--total-timesteps", "64000"], range(1, 3)),
     ],
     "gail": [
-        ("GAIL 1M", "gail_ppo.py", [], TEN),
+        ("GAIL", "gail_ppo.py", [], TEN),
         ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
-        ("GAIL 2M", "gail_ppo.py", TWO_MILLION, TEN),
-        ("PPO on the env reward 2M", "gail_ppo.py", ["--reward-source", "env", *TWO_MILLION], FIVE),
-        ("combined 2M", "gail_ppo.py", ["--reward-source", "combined", *TWO_MILLION], FIVE),
-        ("GAIL without normalization 2M", "gail_ppo.py", ["--no-normalize-reward", *TWO_MILLION], FIVE),
+        ("GAIL 1M", "gail_ppo.py", MILLION, TEN),
+        ("GAIL 1M, one demonstration", "gail_ppo.py", ["--num-demos", "1", *MILLION], TEN),
+        ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env", *MILLION], FIVE),
+        ("combined 1M", "gail_ppo.py", ["--reward-source", "combined", *MILLION], FIVE),
+        ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward", *MILLION], FIVE),
     ],
     "bc": [
         ("BC", "bc.py", [], TEN),
@@ -70,18 +71,18 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "original_table": [  # the original's own table, then its five sets
         ("BC", "bc.py", [], TEN),
-        ("PPO on the env reward", "gail_ppo.py", ["--reward-source", "env"], TEN),
+        ("PPO on the env reward", "gail_ppo.py", ["--reward-source", "env"], FIVE),
         ("PPO, gamma 0.99, lambda 0.95", "gail_ppo.py", ["--reward-source", "env", *LONG_HORIZON], FIVE),
-        ("GAIL without normalization", "gail_ppo.py", ["--no-normalize-reward"], TEN),
+        ("GAIL without normalization", "gail_ppo.py", ["--no-normalize-reward"], FIVE),
         ("GAIL + normalization", "gail_ppo.py", [], TEN),
-        ("combined", "gail_ppo.py", ["--reward-source", "combined"], TEN),
+        ("combined", "gail_ppo.py", ["--reward-source", "combined"], FIVE),
         *(
             (f"GAIL + normalization, {level}", "gail_ppo.py", ["--demos", DEMOS.format(level)], FIVE)
             for level in ("deterministic", "stochastic-half", "stochastic-one_five", "stochastic-two")
         ),
     ],
     "few_demonstrations": [  # the set has 50, so K = 50 is the default
-        (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], TEN)
+        (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], FIVE)
         for k in (1, 2, 5, 10, 25, 50)
         for name, script, default in (
             ("BC", "bc.py", []),
@@ -102,17 +103,24 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("reward log D", "--reward-form logsigmoid"),
                 ("rewards not normalized", "--no-normalize-reward"),
                 ("D: 2 steps a rollout", "--disc-steps 2"),
+                ("D: 10 steps a rollout", "--disc-steps 10"),
                 ("D: 40 steps a rollout", "--disc-steps 40"),
+                ("D: step size 1e-3", "--disc-learning-rate 1e-3"),
+                ("step size 1e-3", "--learning-rate 1e-3"),
+                ("step size not annealed", "--no-anneal-lr"),
+                ("gamma 0.97, lambda 0.9", "--gamma 0.97 --gae-lambda 0.9"),
+                ("16 environments", "--num-envs 16"),
                 ("D: every fourth rollout", "--disc-interval 4"),
                 ("D: 64 wide", "--disc-hidden-size 64"),
                 ("D: 256 wide", "--disc-hidden-size 256"),
                 ("policy: 64 wide", "--hidden-size 64"),
                 ("policy: 256 wide", "--hidden-size 256"),
-                ("64 environments", "--num-envs 64 --num-minibatches 8 --disc-steps 20"),
+                ("64 environments", "--num-envs 64 --num-minibatches 8 --disc-steps 40"),
                 ("warm start from BC", "--bc-warm-start"),
                 ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
             )
         ),
+        ("without LayerNorm", "benchmark/patches/gail_without_layernorm.patch", [], FIVE),
         ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], FIVE),
         ("spectral norm, no penalty", "benchmark/patches/gail_spectral_norm.patch", ["--grad-penalty-coef", "0"], FIVE),
         ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], FIVE),
@@ -137,13 +145,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
         ("stochastic-one, width 4096", "bc.py", ["--hidden-size", "4096"], range(1, 2)),
     ],
-    "rewrite": [  # what the scripts must still do after they were rewritten
-        ("GAIL 1M", "gail_ppo.py", [], TEN),
-        ("BC", "bc.py", [], TEN),
-        ("pixels, 1M frames", "gail_pixels_ae.py", [], THREE),
-        *((f"states, N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], FIVE) for n in range(1, 6)),
-    ],
-    "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], THREE)],
+    "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], [1])],
     "endings": [  # falls and goals, with the default reward and horizon; sets: see the docs, and other_tasks.py
         (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz", *steps], THREE)
         for method, script in (
@@ -155,7 +157,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS),
             ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", []),
             ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", []),
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", []),
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", MILLION),
         )
     ],
     "endings_bc": [
@@ -173,8 +175,10 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         for name in ("Torque1", "Torque100", "Torque0p01", "Unbounded", "Obs1e6", "Obs1e-6", "Far")
     ],
     "state_seq": [
-        *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], TEN) for n in (2, 1, 3, 4, 5)),
-        ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], TEN),
+        ("N = 2", "gail_state_seq.py", ["--seq-len", "2"], TEN),
+        *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], FIVE) for n in (1, 3, 4, 5)),
+        ("N = 2, 1M", "gail_state_seq.py", ["--seq-len", "2", *MILLION], FIVE),
+        ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], FIVE),
         ("N = 4, look ahead", "benchmark/patches/state_seq_look_ahead.patch", ["--seq-len", "4", "--look-ahead"], FIVE),
         *(
             (
@@ -285,7 +289,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, rewrite, long, endings,
+    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, long, endings,
     endings_bc, units, state_seq, rssm, rssm_frames, rssm_choices, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
@@ -422,7 +426,7 @@ def main(args: Args) -> None:
     table, cores = results / f"{args.suite}.csv", sorted(os.sched_getaffinity(0))
     if args.suite == "peers":
         cores = cores[:1]
-    if args.suite not in ("peers", "rewrite", "frames"):
+    if args.suite not in ("peers", "frames"):
         done = {row["command"] for row in read_rows(table)}
         copy_known(results, args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
     done = {row["command"] for row in read_rows(table)}

@@ -671,7 +671,7 @@ def test_inverse_loss_does_not_pull_on_the_size_of_the_latents():
     along them is 0."""
     torch.manual_seed(0)
     latents, actions = 10 * torch.randn(64, 4, 3), torch.rand(64, 6)
-    inverse = script.mlp([12, 16, 6], 1.0, torch.Generator().manual_seed(0))
+    inverse = script.plain_mlp([12, 16, 6], 1.0, torch.Generator().manual_seed(0))
     latents.requires_grad_(True)
     loss = script.inverse_loss(inverse, latents, actions, torch.ones(64, dtype=torch.bool))
     (grad,) = torch.autograd.grad(loss, latents)

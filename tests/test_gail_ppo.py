@@ -722,7 +722,7 @@ def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, ca
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == list(range(800, 4801, 800))
     rates = [float(row["charts/learning_rate"]) for row in rows]  # the old schedule, then the new one
-    assert rates == pytest.approx([2e-3 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
+    assert rates == pytest.approx([3e-3 * (1 - x**3) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
     assert json.loads((tmp_path / "a/config.json").read_text())["total_timesteps"] == 4800
     assert json.loads((tmp_path / "a/summary.json").read_text())["env_steps"] == 4800
 
@@ -809,16 +809,18 @@ def test_rewards_may_be_whole_numbers(demo_file):
 
 
 def test_flags_reach_the_loop(tmp_path):
-    """D rests between its updates, burns in once, and the step size falls linearly, or not at all."""
+    """D rests between its updates, burns in once, and the step size falls, most of it late, or not at all."""
     flags = ["--num-envs", "4", "--total-timesteps", "3200", "--disc-interval", "3"]
     run(tmp_path, "a", *flags, "--burn-in-steps", "5")
     rows = rows_of(tmp_path / "a")[:8]
     assert [bool(row["disc/loss"]) for row in rows] == [i % 3 == 0 for i in range(8)]
-    assert [float(row["charts/learning_rate"]) for row in rows] == pytest.approx([2e-3 * (1 - i / 8) for i in range(8)])
+    assert [float(row["charts/learning_rate"]) for row in rows] == pytest.approx(
+        [3e-3 * (1 - (i / 8) ** 3) for i in range(8)]
+    )
     saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
     assert saved["disc_optimizer"]["state"][0]["step"] == 5 + 3 * 4  # three updates of --disc-steps 4
     run(tmp_path, "b", *flags, "--no-anneal-lr")
-    assert {row["charts/learning_rate"] for row in rows_of(tmp_path / "b")[:8]} == {"0.002"}
+    assert {row["charts/learning_rate"] for row in rows_of(tmp_path / "b")[:8]} == {"0.003"}
 
 
 def test_score_is_0_for_random_actions_and_1_for_the_demonstrations():

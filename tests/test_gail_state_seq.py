@@ -447,7 +447,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
     assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/normalized_score"])
     config = json.loads((tmp_path / "a/config.json").read_text())
-    assert (config["gamma"], config["gae_lambda"]) == (0.97, 0.9)  # for episodes of 100 steps
+    assert (config["gamma"], config["gae_lambda"]) == (0.9, 0.8)  # for episodes of 100 steps
 
 
 @pytest.mark.parametrize(
@@ -743,7 +743,7 @@ def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, ca
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == list(range(800, 4801, 800))
     rates = [float(row["charts/learning_rate"]) for row in rows]  # the old schedule, then the new
-    assert rates == pytest.approx([2e-3 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
+    assert rates == pytest.approx([3e-3 * (1 - x**3) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
 
 
 def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys):
