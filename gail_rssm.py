@@ -1269,10 +1269,12 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
         films = [agent.eyes.imagine_frames(agent.standardize.undo(x[shown])) for x in kinds]
         films[0] = agent.eyes.render(obs[shown]) / 255  # the frames themselves
         for row, name, film in zip(axes, names, films):
-            for ax, step, frame in zip(row, shown, film.cpu()):
+            for ax, frame in zip(row, film.cpu()):
                 ax.imshow(frame, cmap="gray", vmin=0, vmax=1)
-                ax.set(xticks=[], yticks=[], title=f"step {step}" if row is axes[0] else "")
+                ax.set(xticks=[], yticks=[])
             row[0].set_ylabel(name.replace(" ", "\n", 1))
+        for ax, step in zip(axes[0], shown):
+            ax.set_title(f"step {step}")
     else:
         figure = Figure(figsize=(11, 6), layout="constrained")
         dims = np.linspace(0, obs.shape[1] - 1, 4).astype(int)

@@ -34,9 +34,9 @@ GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
 PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
 SCRIPTS = [  # suite, variant, label
     ("rssm", "100k steps", "gail_rssm.py, states"),
-    ("rssm_frames", "frames, 60k", "the same from frames (experiment)"),
-    ("rewrite", "states, N = 2", "gail_state_seq.py, states"),
-    ("rewrite", "GAIL 1M", "gail_ppo.py, states and actions"),
+    ("rssm_frames", "frames, 100k", "gail_rssm.py, frames"),
+    ("state_seq", "N = 2", "gail_state_seq.py, states"),
+    ("gail", "GAIL", "gail_ppo.py, states and actions"),
     ("frames", "HalfCheetah, 1M", "gail_pixels_ae.py, frames"),
 ]
 
@@ -48,15 +48,15 @@ def of(suite: str, *variants: str) -> list[tuple[str, str, str]]:
 # figure -> what is drawn; over minutes instead of steps where its name says so
 DRAWN = {
     "gail": of(
-        "original_table",
+        "former/original_table",
         *("GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"),
     ),
     "pixels": of("pixels", "policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"),
-    "peers": of("peers", *PEERS),
-    "peers_minutes": of("peers", *PEERS),
-    "long": of("long", "GAIL 20M"),
+    "peers": of("former/peers", *PEERS),
+    "peers_minutes": of("former/peers", *PEERS),
+    "long": of("former/long", "GAIL 20M"),
     "hopper": of("endings", "Hopper, GAIL", "Hopper, GAIL on states"),
-    "state_seq": of("state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
+    "state_seq": of("former/state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
     "scripts": SCRIPTS,
     "scripts_minutes": SCRIPTS,
 }
@@ -199,7 +199,7 @@ def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
 def draw_few_demonstrations() -> None:
     """benchmark/figures/few_demonstrations.png: last policy over the number of demonstrations, one line a method: the
     seeds' median, their full range as a band."""
-    groups = read("few_demonstrations")
+    groups = read("former/few_demonstrations")
     numbers = sorted({int(variant.rsplit(" = ", 1)[1]) for variant in groups})
     if len(numbers) < 3:
         return  # no curve yet
