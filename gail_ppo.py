@@ -62,6 +62,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
+# Beyond this a bad action pushes no harder: a few would outweigh the rest of a minibatch (dual clip,
+MAX_LOG_RATIO = 1.0  # Ye et al. 2020, https://arxiv.org/abs/1912.09729)
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 # logged only where the environment gives rewards
@@ -468,7 +470,8 @@ def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Arg
             log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
-            policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+            bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
+            policy_loss = ppo_policy_loss(bounded, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])
             optimizer.zero_grad()
             (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
