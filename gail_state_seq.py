@@ -69,8 +69,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-# Beyond this a bad action pushes no harder: a few would outweigh the rest of a minibatch (dual clip,
-MAX_LOG_RATIO = 1.0  # Ye et al. 2020, https://arxiv.org/abs/1912.09729)
+MAX_LOG_RATIO = 1.0  # where PPO's ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 # logged only where the environment gives rewards
@@ -557,6 +556,7 @@ def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Arg
             log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
+            # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729
             bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
             policy_loss = ppo_policy_loss(bounded, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])

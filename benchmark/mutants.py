@@ -148,6 +148,12 @@ MUTANTS = [
     ),
     (
         "gail_ppo",
+        "one bad action outweighs the rest",
+        "bounded = log_ratio.clamp(max=MAX_LOG_RATIO)",
+        "bounded = log_ratio",
+    ),
+    (
+        "gail_ppo",
         "a longer run keeps the old schedule",
         "rest = 1 - (iteration / num_iterations) ** 3",
         "rest = 1 - (iteration / (len(rows) + 1)) ** 3",

@@ -604,6 +604,25 @@ def test_policy_update_moves_towards_better_actions_and_learns_the_value():
     assert log["losses/approx_kl"] > 0
 
 
+def test_one_action_that_became_likely_does_not_outweigh_its_minibatch(monkeypatch):
+    agent, rollout, seen, loss = an_agent(hidden_size=16), toy_rollout(8, 4), [], g.ppo_policy_loss
+    with torch.no_grad():
+        log_prob = g.gaussian_log_prob(rollout["action"], *agent.gaussian(agent.actor(rollout["obs"])))
+        rollout["log_prob"] = log_prob
+        rollout["log_prob"][0, 0] -= 80.0
+    rollout["env_reward"][0, 0] = -100.0  # and it is bad
+
+    def watched(log_ratio, advantages, clip_coef):
+        seen.append(log_ratio.detach().max().item())
+        return loss(log_ratio, advantages, clip_coef)
+
+    monkeypatch.setattr(g, "ppo_policy_loss", watched)
+    optimizer, args = torch.optim.Adam(agent.parameters(), 1e-3), g.Args(gamma=0.0, num_minibatches=1, update_epochs=3)
+    rewards = {"steps": rollout["env_reward"], "absorbing": 0.0}
+    log = g.update_policy(agent, optimizer, rollout, rewards, args, torch.Generator().manual_seed(0))
+    assert seen == [g.MAX_LOG_RATIO] * 3 and abs(log["losses/policy_loss"]) < 5
+
+
 def test_the_value_learns_the_discounted_return():
     agent, rollout, generator = an_agent(hidden_size=16), toy_rollout(8, 4), torch.Generator().manual_seed(0)
     optimizer, args = torch.optim.Adam(agent.parameters(), 1e-2), g.Args(gamma=0.5, num_minibatches=2)
