@@ -29,7 +29,7 @@ Where this departs from the papers, and why:
 
 Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
 
-    python gail_ppo.py                                      # the default set: half a minute
+    python gail_ppo.py                                      # the default set: 45 seconds
     python gail_ppo.py --num-demos 1                        # from one episode of 100 steps
     python gail_ppo.py --reward-source combined             # env reward + GAIL reward
     python gail_ppo.py --evaluate runs/<run>/policy.pt      # 100 episodes, mean and sampled actions

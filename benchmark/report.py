@@ -27,7 +27,7 @@ FIGURES = ROOT / "benchmark/figures"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
-ORIGINAL = dict.fromkeys(("GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
+ORIGINAL = dict.fromkeys(("GAIL", "GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
 ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
 GPU = ["name", "card", "whole run, steps/s", "loop, steps/s", "wall_seconds", "time/rollout", "time/discriminator"]
 GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]

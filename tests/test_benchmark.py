@@ -160,7 +160,7 @@ def test_what_another_suite_has_measured_is_copied(tmp_path):
 def test_rows_are_in_the_suites_order_and_replaced_when_measured_again(tmp_path):
     for variant, seed, value in (("combined 1M", 1, 5), ("by hand", 1, 6), ("GAIL 1M", 10, 7), ("GAIL 1M", 9, 8)):
         run.add_rows(tmp_path, "gail", "", [{"variant": variant, "seed": seed, "value": value}])
-    run.add_rows(tmp_path, "gail", "", [{"variant": "combined 1M", "seed": 1, "value": 9}])  # as after a kill in between
+    run.add_rows(tmp_path, "gail", "", [{"variant": "combined 1M", "seed": 1, "value": 9}])  # killed in between
     rows = [(row["variant"], row["seed"], row["value"]) for row in run.read_rows(tmp_path / "gail.csv")]
     assert rows == [("GAIL 1M", "9", "8"), ("GAIL 1M", "10", "7"), ("combined 1M", "1", "9"), ("by hand", "1", "6")]
 
