@@ -123,8 +123,8 @@ class Args:
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
-    gamma: float = 0.0  # discount factor (0: 1 - 3 / L, at most 0.99; L: a demonstration's length)
-    gae_lambda: float = 0.9  # lambda of generalized advantage estimation
+    gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: length of demonstrations)
+    gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 8  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
     clip_coef: float = 0.2  # clipping of the probability ratio
@@ -193,15 +193,16 @@ class Args:
 # Networks
 
 
-def plain_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
-    """Linear layers with SiLU between, orthogonal weights (gain sqrt 2; last layer output_gain)."""
+def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
+    """Linear layers with LayerNorm and SiLU between, orthogonal weights (gain sqrt 2; of the last
+    layer output_gain)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
-        layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
-        gain = output_gain if len(layers) == 2 * len(sizes) - 2 else math.sqrt(2)
-        nn.init.orthogonal_(layers[-2].weight, gain, generator=generator)
-        nn.init.zeros_(layers[-2].bias)
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.SiLU()]
+        gain = output_gain if len(layers) == 3 * len(sizes) - 3 else math.sqrt(2)
+        nn.init.orthogonal_(layers[-3].weight, gain, generator=generator)
+        nn.init.zeros_(layers[-3].bias)
+    return nn.Sequential(*layers[:-2])
 
 
 class Standardize(nn.Module):
@@ -285,8 +286,8 @@ class GaussianAgent(nn.Module):
     def __init__(self, obs_dim: int, space: gym.spaces.Box, hidden_size: int, generator: Generator):
         super().__init__()
         sizes, action_dim = [obs_dim, hidden_size, hidden_size], space.shape[0]
-        self.actor = plain_mlp([*sizes, 2 * action_dim], 0.01, generator)
-        self.critic = plain_mlp([*sizes, 1], 1.0, generator)
+        self.actor = mlp([*sizes, 2 * action_dim], 0.01, generator)
+        self.critic = mlp([*sizes, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
         self.register_buffer("middle", torch.from_numpy(space.high + space.low) / 2)
         self.register_buffer("half_range", torch.from_numpy(space.high - space.low) / 2)
@@ -321,16 +322,16 @@ class Networks(nn.Module):
         if args.has_predictor():
             sight_dim = min(args.frame_stack, 2) * args.latent_dim  # last step, and newest latent
             sizes = [history_dim + LOOK_AHEAD * action_dim, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
-            self.predictor = plain_mlp(sizes, 1.0, generator)
+            self.predictor = mlp(sizes, 1.0, generator)
             obs_dim = sight_dim + min(args.frame_stack - 1, 1) * action_dim
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
         if args.policy_obs == "state":
             self.standardize_state, obs_dim = Standardize(states), states.shape[1]
         self.agent = GaussianAgent(obs_dim, space, args.hidden_size, generator)
         sizes = [features_dim, args.disc_hidden_size, args.disc_hidden_size, 1]
-        self.disc = plain_mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
+        self.disc = mlp(sizes, 1.0, generator)  # logit of "these K frames are the expert's"
         if args.inverse_coef > 0 and args.frame_stack > 1:
-            self.inverse = plain_mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
+            self.inverse = mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
 
     def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, O) ->
@@ -809,8 +810,8 @@ def train(args: Args) -> dict[str, float]:
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
     device, generator = join_processes(args.cuda), Generator().manual_seed(args.seed)
     demos = load_demos(args, required=[])
-    if args.gamma == 0:  # the reward of a third of an episode counts
-        args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
+    if args.gamma == 0:  # the reward of a tenth of an episode counts
+        args.gamma = float(np.clip(1 - 10 / demos["lengths"].mean(), 0.9, 0.99))
     envs = make_world(demos, args.num_envs // WORLD_SIZE, args)
     render, space = make_renderer(envs, args).to(device), envs.single_action_space
     require(args.policy_obs == "latent" or "obs" in demos, "--policy-obs state: the demonstrations "

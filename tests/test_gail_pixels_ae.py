@@ -671,7 +671,7 @@ def test_inverse_loss_does_not_pull_on_the_size_of_the_latents():
     along them is 0."""
     torch.manual_seed(0)
     latents, actions = 10 * torch.randn(64, 4, 3), torch.rand(64, 6)
-    inverse = script.plain_mlp([12, 16, 6], 1.0, torch.Generator().manual_seed(0))
+    inverse = script.mlp([12, 16, 6], 1.0, torch.Generator().manual_seed(0))
     latents.requires_grad_(True)
     loss = script.inverse_loss(inverse, latents, actions, torch.ones(64, dtype=torch.bool))
     (grad,) = torch.autograd.grad(loss, latents)
@@ -754,7 +754,7 @@ def test_first_layers_of_many_inputs_take_smaller_steps():
         steps = {id(p): group["lr"].item() for group in optimizer.param_groups for p in group["params"]}
         assert len(steps) == len(list(agent.parameters()))
         assert steps[id(agent.actor[0].weight)] == steps[id(agent.critic[0].bias)] == pytest.approx(2e-3 * scale)
-        assert steps[id(agent.actor[4].bias)] == steps[id(agent.actor[2].weight)] == pytest.approx(2e-3)
+        assert steps[id(agent.actor[6].bias)] == steps[id(agent.actor[3].weight)] == pytest.approx(2e-3)
 
 
 def test_every_network_is_trained_by_one_optimizer():
