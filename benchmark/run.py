@@ -38,6 +38,7 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 FEW_STEPS = ["--total-timesteps", "300000"]
 MILLION = ["--total-timesteps", "1000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
+SLOW_DISC = ["--disc-learning-rate", "1e-3"]  # steadier where tasks end by a fall
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
@@ -57,9 +58,9 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "gail": [
         ("GAIL", "gail_ppo.py", [], TEN),
-        ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], TEN),
+        ("GAIL, one demonstration", "gail_ppo.py", ["--num-demos", "1"], FIVE),
         ("GAIL 1M", "gail_ppo.py", MILLION, TEN),
-        ("GAIL 1M, one demonstration", "gail_ppo.py", ["--num-demos", "1", *MILLION], TEN),
+        ("GAIL 1M, one demonstration", "gail_ppo.py", ["--num-demos", "1", *MILLION], FIVE),
         ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env", *MILLION], FIVE),
         ("combined 1M", "gail_ppo.py", ["--reward-source", "combined", *MILLION], FIVE),
         ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward", *MILLION], FIVE),
@@ -82,17 +83,17 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
     ],
     "few_demonstrations": [  # the set has 50, so K = 50 is the default
-        (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], FIVE)
-        for k in (1, 2, 5, 10, 25, 50)
-        for name, script, default in (
-            ("BC", "bc.py", []),
-            ("GAIL", "gail_ppo.py", []),
-            ("GAIL on states", "gail_state_seq.py", ["--seq-len", "2"]),
+        (f"{name}, K = {k}", script, default if k == 50 else ["--num-demos", str(k)], seeds)
+        for k in (1, 2, 5, 10, 50)
+        for name, script, default, seeds in (
+            ("BC", "bc.py", [], FIVE),
+            ("GAIL", "gail_ppo.py", [], FIVE),
+            ("GAIL on states", "gail_state_seq.py", ["--seq-len", "2"], THREE),
         )
     ],
     "what_matters": [  # one change at a time from the defaults of gail_ppo.py
         *(
-            (name, "gail_ppo.py", flags.split(), FIVE)
+            (name, "gail_ppo.py", flags.split(), THREE)
             for name, flags in (
                 ("the defaults", ""),
                 ("no gradient penalty", "--grad-penalty-coef 0"),
@@ -120,10 +121,10 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
             )
         ),
-        ("without LayerNorm", "benchmark/patches/gail_without_layernorm.patch", [], FIVE),
-        ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], FIVE),
-        ("spectral norm, no penalty", "benchmark/patches/gail_spectral_norm.patch", ["--grad-penalty-coef", "0"], FIVE),
-        ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], FIVE),
+        ("without LayerNorm", "benchmark/patches/gail_without_layernorm.patch", [], THREE),
+        ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], THREE),
+        ("spectral norm, no penalty", "benchmark/patches/gail_spectral_norm.patch", ["--grad-penalty-coef", "0"], THREE),
+        ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], THREE),
     ],
     "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
         (variant, script, flags.split(), range(seed, seed + 1))
@@ -157,7 +158,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS),
             ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", []),
             ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", []),
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", MILLION),
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", [*MILLION, *SLOW_DISC]),
         )
     ],
     "endings_bc": [
@@ -265,9 +266,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "frames": [  # as the script draws them; the two suites above and below are of its former OpenGL frames
         ("HalfCheetah, 1M", "gail_pixels_ae.py", [], THREE),
         (
-            "Hopper, 1M",
+            "Hopper, demonstrations that never fall, 2M",
             "gail_pixels_ae.py",
-            ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
+            [
+                *("--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_deterministic.npz"),
+                *("--total-timesteps", "2000000"),
+            ],
             THREE,
         ),
         ("HalfCheetah, policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),

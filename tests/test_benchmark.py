@@ -305,3 +305,16 @@ def test_a_table_names_the_commits_and_versions_of_its_runs():
 def test_every_mutant_finds_its_line(script, bug, right, wrong):
     source = (ROOT / f"{script}.py").read_text()
     assert source.count(right) == 1 and right != wrong
+
+
+def test_the_parts_of_the_loop_are_timed_and_the_script_is_left_as_it_was(tmp_path, monkeypatch):
+    import loop_parts
+
+    before = loop_parts.script.update_policy
+    monkeypatch.chdir(ROOT)
+    loop_parts.main(3_200, tmp_path / "parts.csv")
+    assert loop_parts.script.update_policy is before
+    _, *rows = [line.split(",") for line in (tmp_path / "parts.csv").read_text().splitlines()]
+    seconds = {row[0]: float(row[-2]) for row in rows}
+    assert seconds.keys() == loop_parts.PARTS.keys()
+    assert 0 < seconds["of that the physics"] < seconds["a rollout"] and seconds["40 minibatches of policy and value"] > 0
