@@ -15,14 +15,14 @@ sys.path.insert(0, str(ROOT))
 import gail_ppo as script  # noqa: E402
 
 STEPS = 64_000
-PARTS = {  # what is shown: functions
+PARTS = {  # what is shown: a function
     "a rollout": (script, "collect"),
-    "of that the physics": (script.BatchHalfCheetah, "step"),
     "20 steps of D": (script, "update_discriminator"),
     "of that the gradient penalty (forwards)": (script, "gradient_penalty"),
     "rewards": (script, "compute_rewards"),
     "40 minibatches of policy and value": (script, "update_policy"),
     "evaluations": (script, "evaluate"),
+    "the physics (of rollouts and evaluations)": (script.BatchHalfCheetah, "step"),
 }
 
 

@@ -123,7 +123,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
         ("without LayerNorm", "benchmark/patches/gail_without_layernorm.patch", [], THREE),
         ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], THREE),
-        ("spectral norm, no penalty", "benchmark/patches/gail_spectral_norm.patch", ["--grad-penalty-coef", "0"], THREE),
+        (
+            "spectral norm, no penalty",
+            "benchmark/patches/gail_spectral_norm.patch",
+            ["--grad-penalty-coef", "0"],
+            THREE,
+        ),
         ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], THREE),
     ],
     "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
