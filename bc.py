@@ -761,8 +761,9 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv)
     if args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        require(given <= {"--resume", "--gradient-steps"}, "--resume takes all settings but "
-                "--gradient-steps from the checkpoint; drop the other flags.")
+        free = {"--resume", "--gradient-steps", "--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --gradient-steps, --threads and "
+                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "bc checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -691,8 +691,9 @@ def parse_args(argv: list[str]) -> Args | Collect:
     args = tyro.extras.subcommand_cli_from_dict(commands, args=argv)
     if isinstance(args, Args) and args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
-                "--total-timesteps from the checkpoint; drop the other flags.")
+        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
+                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "collect_expert_sac checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

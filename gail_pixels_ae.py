@@ -832,8 +832,8 @@ def train(args: Args) -> dict[str, float]:
         nets.load_state_dict(saved["networks"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"].to(device)
+            for group in optimizer.param_groups:  # of a run on another device, maybe
+                group |= {"lr": group["lr"].to(device), "capturable": device.type == "cuda"}
         normalizer.moments.extend(saved["moments"])
         visits = saved["visits"]
         generator.set_state(saved["generator"])
@@ -1573,8 +1573,9 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv)
     if args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
-                "--total-timesteps from the checkpoint; drop the other flags.")
+        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
+                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "gail_pixels_ae checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -7,8 +7,8 @@
 
 A recurrent state-space model (RSSM; Hafner et al. 2019, https://arxiv.org/abs/1811.04551) learns
 from all episodes so far how the world moves. Discriminator D (GAIL; Ho & Ermon 2016,
-https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines: some hundred
-imagined steps for each one in the world.
+https://arxiv.org/abs/1606.03476), policy and value learn from what it imagines: some 250 imagined
+steps for each one in the world.
 
     repeat:  act -> several times (update model -> imagine -> update D -> reward -> update policy)
 
@@ -27,10 +27,12 @@ Where this departs from the papers, and why:
     recent ones preferred. Noise on both keeps D from knowing the imagined ones by their blur. D is
     the probability of *expert*.
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
-    https://arxiv.org/abs/1912.01603), and through all imagined steps before.
- 4. KL balance (DreamerV2, Hafner et al. 2021, https://arxiv.org/abs/2010.02193), free nats for the
-    batch instead of each state. The reconstruction weighs more than there: where an observation
-    has few numbers, the return hangs on how precisely they are known.
+    https://arxiv.org/abs/1912.01603). Unlike there, the state that the policy reads is not
+    detached: a step also counts for what it makes of later actions.
+ 4. KL balance and the scale of returns are DreamerV3's (Hafner et al. 2023,
+    https://arxiv.org/abs/2301.04104), with free nats for the batch instead of each state. The
+    reconstruction weighs more than there: where an observation has few numbers, the return hangs
+    on how precisely they are known.
  5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
@@ -78,7 +80,7 @@ from tqdm import tqdm
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 STD_MIN = 0.05  # least standard deviation of latents, and of actions before tanh
 DISC_NOISE = 0.1  # standard deviation of the noise on D's inputs in its updates
-BURN_IN = 2  # imagination does not start from the first states of a sequence: their h is too new
+BURN_IN = 2  # first states of a sequence cut out of an episode: their h lacks what came before
 SCALE_DECAY = 0.99  # of the running scales that rewards and returns are divided by
 MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # largest norms
 TARGET_RATE = 0.02  # at which the target critic moves to the critic in each update
@@ -147,7 +149,7 @@ class Args:
     num_starts: int = 128  # replayed states to imagine from, at most (S)
     learning_rate: float = 8e-4  # Adam step size of policy and value
     gamma: float = 0.0
-    """discount factor (0: 1 - 3 / mean length of the demonstrations, at most 0.99)"""
+    """discount factor (0: 1 - 3 / mean length of the demonstrations, from 0.85 to 0.99)"""
     gae_lambda: float = 0.95  # lambda of the lambda-returns
     ent_coef: float = 1e-3  # weight of the policy's entropy bonus
     hidden_size: int = 128  # width of the two hidden layers of policy and value
@@ -209,8 +211,8 @@ class Standardize(nn.Module):
 
 
 class Eyes(nn.Module):
-    """What --obs pixels sees of raw observations (B, O): the latents (B, Z) of a frame drawn of
-    each. `frames` (B, H, W) uint8 say what an average frame is, and how much each pixel varies."""
+    """What --obs pixels sees of raw observations (B, O): the latents of a frame drawn of each.
+    `frames` (B, rows, columns) uint8 say what an average frame is, how much each pixel varies."""
 
     def __init__(self, render: "CapsuleRenderer", frames: Tensor, latent_dim: int):
         super().__init__()
@@ -254,8 +256,8 @@ class Eyes(nn.Module):
         return torch.cat([self.encoder(self.center(x)) for x in pieces])
 
     @torch.no_grad()
-    def imagine_frames(self, latents: Tensor) -> Tensor:
-        """Latents (B, Z) -> frames (B, H, W), from 0 to 1."""
+    def decode_frames(self, latents: Tensor) -> Tensor:
+        """Latents -> frames (B, rows, columns), from 0 to 1."""
         return (self.decoder(latents)[:, 0] + self.mean_frame).clamp(0, 1)
 
 
@@ -362,7 +364,7 @@ class TransitionDiscriminator(nn.Module):
 
 class RSSMAgent(nn.Module):
     """World model and policy: all that acting needs. What is seen, raw observations or what `eyes`
-    make of them, is standardized by demos["obs"] (L, O), actions by the bounds demos["low"] and
+    make of them, is standardized by demos["obs"] (K, O), actions by the bounds demos["low"] and
     ["high"] (A,)."""
 
     def __init__(self, demos: dict, args, eyes: Eyes | None = None):
@@ -438,7 +440,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def balanced_kl(posterior: Tensor, prior: Tensor, weight: Tensor, args) -> tuple[Tensor, float]:
     """KL(posterior || prior) twice, to train the prior and the posterior with weights of their own
-    (Hafner et al. 2021, algorithm 2), and its value; weight (B, L) has a sum of 1."""
+    (Hafner et al. 2023), and its value; weight (B, L) has a sum of 1."""
     dynamics = (weight * kl_divergence(posterior.detach(), prior)).sum()
     representation = (weight * kl_divergence(posterior, prior.detach())).sum()
     loss = args.dynamics_coef * dynamics.clamp(min=args.free_nats)
@@ -480,7 +482,8 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 
 def lambda_returns(rewards, values, continues, absorbing_value, gamma, gae_lambda) -> Tensor:
-    """Returns of H imagined steps (Hafner et al. 2021, equation 4), all (H, S): rewards; values of
+    """Returns of H imagined steps (DreamerV2, Hafner et al. 2021, https://arxiv.org/abs/2010.02193,
+    equation 4), all (H, S): rewards; values of
     the states that they lead to; the probability that the task continues there. Where it does not,
     absorbing_value is what follows. gae_lambda 1 looks as far as was imagined, 0 one step."""
     returns, ahead = torch.empty_like(rewards), values[-1]
@@ -498,8 +501,8 @@ def transitions(obs: Tensor) -> Tensor:
 
 class Replay:
     """All finished episodes, one after another. A row has a standardized observation, the action
-    that led to it (zeros to an episode's first), whether the task ended there, and how many steps
-    of the time limit were left then."""
+    that led to it (zeros to an episode's first), and whether the task ended there; an episode's
+    last row also how many steps of the time limit were left then."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.size = 0
@@ -523,8 +526,8 @@ class Replay:
 
     def draw(self, args, generator: Generator) -> dict[str, Tensor]:
         """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
-        short its last row is repeated, and not "inside". "starts" are states that imagination may
-        start from: of a step that did not end the task, with an h that is as long as it gets."""
+        short its last row is repeated, and not "inside". Imagination may begin at "starts": there
+        the task goes on, and BURN_IN rows came before, or the episode began with the sequence."""
         shape, length, device = (args.batch_size,), args.sequence_length, self.columns["obs"].device
         recent = torch.rand(shape, generator=generator) < args.recent_share
         oldest = recent * max(0, self.size - args.recent_steps)
@@ -635,8 +638,8 @@ def update_model(model: WorldModel, optimizer, batch: dict, args, generator):
 def imagine(agent: RSSMAgent, starts: Tensor, args, generator) -> dict[str, Tensor]:
     """Roll out the policy in the model from some of the replayed states (..., M + Z), with
     gradients: "states" (H + 1, S, M + Z), "obs" (H + 1, S, O), "log_prob" (H, S) of the actions,
-    "continues" (H, S), the probability that the task does after a step, and "alive" (H, S), that it
-    has until then."""
+    "continues" (H, S), the probability that the task goes on after a step, and "alive" (H, S), that
+    it has gone on until then."""
     chosen = torch.randperm(len(starts), generator=generator)[: args.num_starts]
     states, log_probs = [starts[chosen.to(starts.device)]], []
     for _ in range(args.horizon):
@@ -682,8 +685,8 @@ def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, sc
     reward = F.softplus(disc(transitions(imagined["obs"])) + offset)
     with torch.no_grad():  # what really happened, to compare
         replayed_logit = disc(transitions(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
-    alive = reward[imagined["alive"] > 0.5]
-    mean, std = alive.mean().item(), alive.std(correction=0).item()
+    counted = reward[imagined["alive"] > 0.5]
+    mean, std = counted.mean().item(), counted.std(correction=0).item()
     scales["reward"] = SCALE_DECAY * scales["reward"] + (1 - SCALE_DECAY) * std
     scale = max(scales["reward"], 1e-3)  # a constant must not become huge
     absorbing = (F.softplus(absorbing_logit).item() - mean) / scale
@@ -740,9 +743,12 @@ def train(args: Args) -> dict[str, float]:
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
-    least = args.num_envs * demos["max_episode_steps"] + RANDOM_STEPS * (args.obs == "pixels")
-    require(args.total_timesteps > least, f"--total-timesteps is {args.total_timesteps}, expected "
-            f"more than {least} (only finished episodes are learned from); give more.")
+    pretraining = RANDOM_STEPS * (args.obs == "pixels")  # environment steps
+    batch_size, limit = args.num_envs * args.num_steps, demos["max_episode_steps"]
+    rounds = math.ceil(args.learning_starts / (args.num_envs * (limit + 1)))  # of whole episodes
+    least = pretraining + max(rounds * args.num_envs * limit, batch_size)
+    require(args.total_timesteps >= least, f"--total-timesteps is {args.total_timesteps}, expected "
+            f"{least} or more (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
     eyes, seen = None, demos["obs"]
     if args.obs == "pixels":
@@ -751,6 +757,7 @@ def train(args: Args) -> dict[str, float]:
         if not args.resume:
             torch.set_num_threads(min(args.threads, 2))
             pretrain_eyes(eyes, envs, demos, args, generator)
+            torch.set_num_threads(1)
         seen = eyes(demos["obs"]).cpu().numpy()
     agent = RSSMAgent(demos | {"obs": seen}, args, eyes).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
@@ -794,9 +801,7 @@ def train(args: Args) -> dict[str, float]:
         envs.set_state(simulator)
         episodes = saved["episodes"]
         episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
-    batch_size = args.num_envs * args.num_steps
-    done = RANDOM_STEPS if agent.eyes else 0  # steps that the pretraining took
-    num_iterations = (args.total_timesteps - done) // batch_size
+    num_iterations = (args.total_timesteps - pretraining) // batch_size
     if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
         raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
     run_dir = open_run("gail_rssm", args, wandb_id)
@@ -824,7 +829,7 @@ def train(args: Args) -> dict[str, float]:
             policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
 
-        step, last = done + (iteration + 1) * batch_size, iteration == num_iterations - 1
+        step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
@@ -861,8 +866,9 @@ def train(args: Args) -> dict[str, float]:
             save_atomically(policy, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
+    summary = report(agent, demos, rows, seconds, args, run_dir)
     plot_imagination(agent, demos, run_dir / "imagination.png")
-    return report(agent, demos, rows, seconds, args, run_dir)
+    return summary
 
 
 # --- Plumbing: demonstrations and environments ---
@@ -1264,9 +1270,9 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
     names = ["demonstrated", "perceived by the model", f"imagined from step {begin} on"]
     kinds, steps = imagine_demonstration(agent, obs, begin), np.arange(len(obs))
     if agent.eyes:
-        figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6]
+        figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6 + 1]
         axes = figure.subplots(3, len(shown), squeeze=False)
-        films = [agent.eyes.imagine_frames(agent.standardize.undo(x[shown])) for x in kinds]
+        films = [agent.eyes.decode_frames(agent.standardize.undo(x[shown])) for x in kinds]
         films[0] = agent.eyes.render(obs[shown]) / 255  # the frames themselves
         for row, name, film in zip(axes, names, films):
             for ax, frame in zip(row, film.cpu()):
@@ -1373,8 +1379,9 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv)
     if args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
-                "--total-timesteps from the checkpoint; drop the other flags.")
+        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
+                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -1069,8 +1069,9 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv)
     if args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        require(given <= {"--resume", "--total-timesteps"}, "--resume takes all settings but "
-                "--total-timesteps from the checkpoint; drop the other flags.")
+        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
+                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "gail_state_seq checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

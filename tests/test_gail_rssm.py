@@ -669,6 +669,16 @@ def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
     assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]
 
 
+def test_a_resumed_run_may_have_other_threads(tmp_path, capsys):
+    run(tmp_path, "a", "--total-timesteps", "1000")
+    checkpoint = str(tmp_path / "a/checkpoint.pt")
+    r.main(["--resume", checkpoint, "--total-timesteps", "1500", "--threads", "2", "--no-cuda"])
+    assert json.loads((tmp_path / "a/config.json").read_text())["threads"] == 2
+    with pytest.raises(SystemExit):
+        r.main(["--resume", checkpoint, "--num-envs", "2"])
+    assert "all settings but --total-timesteps, --threads and --cuda" in capsys.readouterr().err
+
+
 # Frames
 
 
@@ -681,6 +691,15 @@ def cheetah():
     envs = r.make_envs(demos, 4, 1)
     render = r.CapsuleRenderer(envs, args.image_size, 1)
     return r.Eyes(render, render(demos["observations"]), args.latent_dim), envs, demos, args
+
+
+def test_a_short_demonstration_is_drawn_as_well(cheetah, tmp_path):
+    eyes, envs, demos, args = cheetah
+    r.match_spaces(demos, envs)
+    agent = r.RSSMAgent(demos | {"obs": eyes(demos["obs"]).numpy()}, args, eyes)
+    short = demos | {"lengths": np.array([3])}
+    r.plot_imagination(agent, short, tmp_path / "imagination.png")
+    assert (tmp_path / "imagination.png").stat().st_size > 10_000
 
 
 def test_eyes_see_the_frame_and_nothing_else(cheetah):
@@ -707,7 +726,7 @@ def test_reconstruction_error_weighs_each_pixel_by_how_much_it_varies(cheetah):
     expected = ((guesses - pixels[:3]) ** 2 * weight / weight.mean()).mean()
     assert eyes.reconstruction_error(frames).item() == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(
-        eyes.imagine_frames(eyes(demos["observations"][:3])), torch.from_numpy(guesses).float().clamp(0, 1)
+        eyes.decode_frames(eyes(demos["observations"][:3])), torch.from_numpy(guesses).float().clamp(0, 1)
     )
 
 

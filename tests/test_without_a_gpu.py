@@ -8,6 +8,7 @@ channels_last are not tested by this.
 
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -181,8 +182,12 @@ def test_no_tensor_is_on_the_wrong_device(tmp_path, monkeypatch, name, flags):
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(script, "save_atomically", save_and_die)
             script.main([*first, *flags.split(), "--cuda", *demos, "--output-dir", str(tmp_path), "--run-name", "run"])
+        shutil.copytree(folder, tmp_path / "copy")
         script.main([*first, "--resume", str(folder / "checkpoint.pt")])
         if not first:
             script.main(["--evaluate", str(folder / "policy.pt"), "--cuda", "--eval-episodes", "1", "--threads", "1"])
     assert set(devices) == {GPU}
     assert (folder / "summary.json").exists()
+    monkeypatch.undo()  # a machine without a GPU goes on with the same run
+    script.main([*first, "--resume", str(tmp_path / "copy/checkpoint.pt"), "--no-cuda"])
+    assert (tmp_path / "copy/summary.json").exists()
