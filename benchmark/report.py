@@ -48,8 +48,8 @@ def of(suite: str, *variants: str) -> list[tuple[str, str, str]]:
 # figure -> what is drawn; over minutes instead of steps where its name says so
 DRAWN = {
     "gail": of(
-        "former/original_table",
-        *("GAIL + normalization", "combined", "GAIL without normalization", "PPO on the env reward"),
+        "original_table",
+        *("GAIL + normalization", "combined", "GAIL without normalization", "PPO, gamma 0.99, lambda 0.95"),
     ),
     "pixels": of("pixels", "policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"),
     "peers": of("former/peers", *PEERS),

@@ -62,6 +62,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("GAIL 1M", "gail_ppo.py", MILLION, TEN),
         ("GAIL 1M, one demonstration", "gail_ppo.py", ["--num-demos", "1", *MILLION], FIVE),
         ("PPO on the env reward 1M", "gail_ppo.py", ["--reward-source", "env", *MILLION], FIVE),
+        (
+            "PPO, gamma 0.99, lambda 0.95, 1M",
+            "gail_ppo.py",
+            ["--reward-source", "env", *LONG_HORIZON, *MILLION],
+            FIVE,
+        ),
         ("combined 1M", "gail_ppo.py", ["--reward-source", "combined", *MILLION], FIVE),
         ("GAIL without normalization 1M", "gail_ppo.py", ["--no-normalize-reward", *MILLION], FIVE),
     ],
