@@ -104,7 +104,7 @@ class Args:
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    reward_source: Literal["gail", "env", "combined"] = "gail"  # what PPO maximizes
+    reward_source: Literal["gail", "env", "combined"] = "gail"  # what to maximize (env: gamma 0.99)
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
     normalize_reward: bool = True  # divide by the running deviation, subtract the running mean
