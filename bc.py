@@ -628,12 +628,12 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
         if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
     summary |= counts | {"seconds": seconds}
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -597,11 +597,11 @@ def report(returns: dict, rows: list[dict], seconds: float, args: Args, run_dir:
     summary |= {f"sets/{level}": returns[level].mean() for level in NOISE_LEVELS}
     summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
     summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

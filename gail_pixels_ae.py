@@ -8,7 +8,7 @@
 
 The learner knows expert and policy as images. An autoencoder turns each frame into a latent of Z
 numbers; policy, value and discriminator D work on the latents of the last K frames. The rest is
-GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, as in `gail_ppo.py`:
+GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, much as in `gail_ppo.py`:
 
     pretrain autoencoder and predictor, then repeat:
     collect a rollout, encoding each frame once -> update D -> reward = how sure D is of the expert
@@ -32,7 +32,7 @@ What GAIL on states does not have, and why:
  7. The bodies of gymnasium's locomotion tasks are capsules, so a few lines of torch draw them, on
     CPU or GPU, without OpenGL. The camera runs along at one height: a jump shows, the way does not.
  8. First layers of many inputs take smaller steps. All that the policy sees comes to rest with it.
- 9. On a GPU, whatever is done over and over is recorded once, as a CUDA graph (class Captured).
+ 9. On a GPU what one process does over and over is recorded once, as a CUDA graph (Captured).
 
     python gail_pixels_ae.py                              # K = 4: six minutes on two cores
     python gail_pixels_ae.py --frame-stack 4 --cuda       # the same on a GPU
@@ -77,7 +77,7 @@ INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
 # How to look at a body: width and height of the picture and the height of its middle above the
-# floor, in metres; degrees from above; how many of its positions are no part of its observations
+# floor, in metres; degrees that it looks down; how many of its positions are not observed
 CAMERAS = {
     "HalfCheetah": (2.2, 1.3, 0.56, 0, 1),
     "Hopper": (1.2, 2.0, 0.9, 0, 1),
@@ -150,7 +150,7 @@ class Args:
     pretrain_steps: int = 2_000  # autoencoder steps on a rollout of the untrained policy
     ae_steps: int = 24  # autoencoder steps after each rollout (0: at rest after the pretraining)
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
-    predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees D's view)
+    predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees its input instead)
     ae_batch_size: int = 128  # frames in a minibatch, half the expert's and half the policy's
     ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth after pretraining
 
@@ -158,8 +158,7 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_least = {"image_size": 16, "ae_batch_size": 2 * self.frame_stack * WORLD_SIZE}
-        at_least |= {"num_steps": max(LOOK_AHEAD, self.frame_stack)}
-        at_least |= {"disc_batch_size": WORLD_SIZE}
+        at_least |= {"num_steps": max(LOOK_AHEAD, self.frame_stack), "disc_batch_size": WORLD_SIZE}
         at_least |= {"total_timesteps": (1 + self.pretraining_rollouts()) * rollout}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "frame_stack": 100}
         at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE)}
@@ -334,10 +333,10 @@ class Networks(nn.Module):
             self.inverse = mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
 
     def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-        """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, O) ->
+        """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, S) ->
         features (N, K Z), which D sees; history (N, M), features and actions, which the predictor
-        sees; obs (N, O) for the policy: what is predicted if nothing is done, and the last action.
-        """
+        sees; obs (N, O) for the policy: what is predicted if nothing is done, and the last action;
+        without a predictor the history; with --policy-obs state the state."""
         features = self.autoencoder.standardize(latent_steps(latents))
         history = torch.cat([features, actions.flatten(1)], dim=1)
         if self.policy_obs == "state":
@@ -407,7 +406,7 @@ class Captured:
 
 
 def make_graphs(nets: Networks, render, optimizers: dict[str, Adam], args: Args) -> dict:
-    """Whatever is done over and over: CUDA graphs on a GPU, plain functions elsewhere."""
+    """What is done over and over: CUDA graphs on a GPU with one process, else plain functions."""
     functions = {
         "act": partial(act, nets.agent),
         "see_next": partial(see_next, nets, render),
@@ -482,7 +481,7 @@ def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tenso
 
 def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
-    (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
+    (Ho & Ermon 2016, equation 17, whose D is 1 - ours). It is 2 log 2 when D cannot tell."""
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
@@ -579,7 +578,8 @@ def see_first(nets, render, prepared, states, begun, frames, latents, actions):
 @torch.no_grad()
 def play(envs, render, nets, graphs, episodes: dict, generator: Generator | None):
     """Acts in N environments without end, by sampled actions, or by the mean ones if there is no
-    generator -> for each step {name: (N, ...)}. `episodes` (begin_episodes) is where they are, and
+    generator -> for each step {name: (N, ...)}: obs, history, output and actions from before it,
+    the rest from after it and before a reset. `episodes` (begin_episodes) is where they are, and
     goes on from one call to the next."""
     device = nets.autoencoder.mean_frame.device
     frames, actions = episodes["frames"].to(device), episodes["actions"].to(device)
@@ -619,7 +619,8 @@ def collect_frames(envs, render, nets, graphs, episodes: dict, num_steps: int, g
     """T steps with sampled actions -> rollout {name: (T, N, ...)} on the networks' device, log."""
     played = play(envs, render, nets, graphs, episodes, generator)
     steps, device = [next(played) for _ in range(num_steps)], nets.autoencoder.mean_frame.device
-    rollout = {name: torch.stack([x[name] for x in steps]).to(device) for name in steps[0]}
+    names = sorted(steps[0].keys() - {"state"})  # the true state is for record_side_by_side
+    rollout = {name: torch.stack([x[name] for x in steps]).to(device) for name in names}
     returns = rollout["return"][rollout["ended"]]
     rollout["log_prob"], _ = nets.agent.log_prob_and_entropy(rollout["output"], rollout["action"])
     return rollout, {"charts/episodic_return": returns.mean().item()} if len(returns) else {}
@@ -721,13 +722,13 @@ def predictor_step(nets, optimizers, inputs: Tensor, targets: Tensor) -> tuple[T
 def update_predictor(nets, graphs, rollout, num_steps: int, generator):
     """Steps of the predictor on minibatches of history, LOOK_AHEAD actions, and what then was seen:
     last step between latents and newest latent -> log of the last."""
-    inside, targets = whole_windows(rollout["ended"], LOOK_AHEAD), rollout["features"]
+    inside = whole_windows(rollout["ended"], LOOK_AHEAD)
     actions = [rollout["executed"][k : k + len(inside)] for k in range(LOOK_AHEAD)]
     inputs = torch.cat([rollout["history"][: len(inside)], *actions], dim=-1)[inside]
-    targets = targets[LOOK_AHEAD - 1 :, :, -nets.predictor[-1].out_features :][inside]
+    seen = rollout["features"][LOOK_AHEAD - 1 :, :, -nets.predictor[-1].out_features :][inside]
     shape = (num_steps, PREDICTOR_BATCH_SIZE // WORLD_SIZE)
     for rows in torch.randint(len(inputs), shape, generator=generator).to(inputs.device):
-        (loss,) = graphs["predictor_step"](inputs[rows], targets[rows])
+        (loss,) = graphs["predictor_step"](inputs[rows], seen[rows])
     return {"ae/prediction": loss.item()}
 
 
@@ -736,7 +737,7 @@ def autoencoder_step(nets, optimizers, args, expert, snippets, actions, usable):
     inverse model learns from the latter alone: nobody tells what the expert did. actions (S, V, A)
     led to the last frames of the snippets' windows, which are usable (S, V) bool."""
     frames, count = torch.cat([expert, snippets.flatten(0, 1)]), len(expert)
-    # bfloat16 halves the time. It is for this training alone: D and policy see float32.
+    # bfloat16 halves the time. It is for this training alone.
     has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     device = frames.device.type
     with torch.autocast(device, torch.bfloat16, device == "cuda" or has_bf16):
@@ -1412,7 +1413,6 @@ def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_di
         if twice:  # the first of two evaluations in a row at 90%
             summary["steps_to_90"] = twice[0]
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)
@@ -1420,6 +1420,7 @@ def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_di
     plot_curves(rows, demos_mean, run_dir / "curves.png")
     if args.capture_video:
         record_side_by_side(nets, render, graphs, demos, args, run_dir / "policy.gif")
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

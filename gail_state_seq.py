@@ -353,7 +353,7 @@ def gradient_penalty(disc: nn.Module, expert: Tensor, policy: Tensor, mix: Tenso
 
 def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
-    (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
+    (Ho & Ermon 2016, equation 17, whose D is 1 - ours). It is 2 log 2 when D cannot tell."""
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
@@ -955,12 +955,12 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
         if twice:  # the first of two evaluations in a row at 90%
             summary["steps_to_90"] = twice[0]
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -229,7 +229,7 @@ class PairDiscriminator(nn.Module):
 
 def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     """-E_expert[log D] - E_policy[log(1 - D)] with D = sigmoid(logit): (B,), (B,) -> ()
-    (Ho & Ermon 2016, equation 17). It is 2 log 2 when D cannot tell."""
+    (Ho & Ermon 2016, equation 17, whose D is 1 - ours). It is 2 log 2 when D cannot tell."""
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 

@@ -290,8 +290,8 @@ MUTANTS = [
     (
         "gail_pixels_ae",
         "the predictor is shown the present as the future",
-        "targets[LOOK_AHEAD - 1 :, :, -nets",
-        "targets[: len(inside), :, -nets",
+        '["features"][LOOK_AHEAD - 1 :, :, -nets',
+        '["features"][: len(inside), :, -nets',
     ),
     (
         "gail_pixels_ae",
