@@ -118,7 +118,7 @@ def main(args: Args) -> int:
                 rows = [r for r in csv.DictReader(file) if (r["name"], r["card"]) != (name, card)]
         write([*rows, row], args.results)
     if not args.only and not args.tiny:
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", "cuda"]
+        tests = [sys.executable, "-m", "pytest", "-o", "addopts=-q", "-p", "no:cacheprovider", "tests", "-k", "cuda"]
         result = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True)
         print("tests:", result.stdout.strip().splitlines()[-1])
         failed += result.returncode != 0

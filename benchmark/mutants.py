@@ -449,7 +449,7 @@ def first_failure(script: str, tests: str, right: str = "", wrong: str = "") -> 
         )
         source = (copy / f"{script}.py").read_text()
         (copy / f"{script}.py").write_text(source.replace(right, wrong) if right else source)
-        command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", f"tests/test_{tests}.py"]
+        command = [sys.executable, "-m", "pytest", "-xq", "-n0", "-p", "no:cacheprovider", f"tests/test_{tests}.py"]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     failed = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
     return failed.split(" - ")[0].partition(" ")[2]
