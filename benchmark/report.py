@@ -199,7 +199,7 @@ def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
 def draw_few_demonstrations() -> None:
     """benchmark/figures/few_demonstrations.png: last policy over the number of demonstrations, one line a method: the
     seeds' median, their full range as a band."""
-    groups = read("former/few_demonstrations")
+    groups = read("few_demonstrations")
     numbers = sorted({int(variant.rsplit(" = ", 1)[1]) for variant in groups})
     if len(numbers) < 3:
         return  # no curve yet
