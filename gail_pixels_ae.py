@@ -34,7 +34,7 @@ What GAIL on states does not have, and why:
  8. First layers of many inputs take smaller steps. All that the policy sees comes to rest with it.
  9. On a GPU what one process does over and over is recorded once, as a CUDA graph (Captured).
 
-    python gail_pixels_ae.py                              # K = 4: six minutes on two cores
+    python gail_pixels_ae.py                              # K = 4: ten minutes on one core
     python gail_pixels_ae.py --frame-stack 4 --cuda       # the same on a GPU
     python gail_pixels_ae.py --policy-obs state           # the policy sees the robot's own state
     python gail_pixels_ae.py --frames render --env-id <id> --demos <film>.npz  # pictures of a task

@@ -732,6 +732,18 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
     assert all(torch.equal(whole["agent"][k], killed["agent"][k]) for k in whole["agent"])
 
 
+def test_a_run_that_fails_at_its_figure_is_not_finished(tmp_path, monkeypatch):
+    def fail(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(g, "plot_curves", fail)
+        run(tmp_path, "a")
+    assert not (tmp_path / "a/summary.json").exists()
+    g.main(["--resume", str(tmp_path / "a/checkpoint.pt")])
+    assert (tmp_path / "a/summary.json").exists() and (tmp_path / "a/curves.png").exists()
+
+
 def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, capsys):
     checkpoint = str(tmp_path / "a/checkpoint.pt")
     run(tmp_path, "a")
