@@ -42,7 +42,7 @@ SLOW_DISC = ["--disc-learning-rate", "1e-3"]  # steadier where tasks end by a fa
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
-PEER = "benchmark/peers/run_imitation.py"
+IMITATION, TIANSHOU = "benchmark/peers/run_imitation.py", "benchmark/peers/run_tianshou.py"
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
 
@@ -137,16 +137,17 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ),
         ("WGAN, penalty 10", "benchmark/patches/gail_wgan.patch", [], THREE),
     ],
-    "peers": [  # in turn, seed by seed; wants --peer-python, see benchmark/peers/run_imitation.py
+    "peers": [  # in turn, seed by seed; wants --imitation-python and --tianshou-python, see benchmark/peers/
         (variant, script, flags.split(), range(seed, seed + 1))
         for seed in FIVE
         for variant, script, flags in (
             ("GAIL, ours", "gail_ppo.py", ""),
-            ("GAIL, imitation, its settings", PEER, "--settings own"),
-            ("GAIL, imitation, our settings", PEER, "--settings ours"),
+            ("GAIL, imitation, its settings", IMITATION, "--settings own"),
+            ("GAIL, imitation, our settings", IMITATION, "--settings ours"),
+            ("GAIL, tianshou, its settings", TIANSHOU, ""),
             ("BC, ours", "bc.py", ""),
-            ("BC, imitation", PEER, "--method bc"),
-            ("the expert in imitation's MuJoCo", PEER, "--method expert"),
+            ("BC, imitation", IMITATION, "--method bc"),
+            ("the expert in imitation's MuJoCo", IMITATION, "--method expert"),
         )
     ],
     "bc_study": [
@@ -197,7 +198,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 f"transformer, N = {n}, {'(s, a)' if actions else 'states'}",
                 "gail_state_seq.py",
                 ["--seq-len", str(n), "--discriminator", "transformer", *actions],
-                FIVE,
+                THREE,
             )
             for n in (16, 100)
             for actions in ([], ["--use-actions"])
@@ -312,8 +313,10 @@ class Args:
     """folder of the CSVs"""
     runs: str = "runs/benchmark"
     """folder for the runs' own files, which may be deleted afterwards"""
-    peer_python: str = sys.executable
-    """Python of the environment that holds the peers' packages (suite peers)"""
+    imitation_python: str = sys.executable
+    """Python of the environment that holds `imitation` (suite peers)"""
+    tianshou_python: str = sys.executable
+    """Python of the environment that holds `tianshou` (suite peers)"""
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -388,7 +391,7 @@ def current_commit() -> str:
     """The commit, marked if a script differs from it (results may)."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    code = [":(glob)*.py", "benchmark/patches", PEER]
+    code = [":(glob)*.py", "benchmark/patches", "benchmark/peers"]
     differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return f"{commit}-dirty" if differs else commit
 
@@ -452,11 +455,11 @@ def main(args: Args) -> None:
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "mujoco", "gymnasium", "numpy"))
     progress, lock, stop = tqdm(total=todo.qsize(), desc=args.suite), threading.Lock(), threading.Event()
     failed: list[str] = []
+    pythons = {IMITATION: args.imitation_python, TIANSHOU: args.tianshou_python}
 
     def run_and_note(variant: str, script: str, flags: list[str], seed: int, core: int) -> None:
         folder = runs / f"{args.suite}__{variant.replace(' ', '-').replace('/', '-')}__{seed}"
-        python = args.peer_python if script == PEER else sys.executable
-        commit = run_one(folder, script, flags, seed, core, python)
+        commit = run_one(folder, script, flags, seed, core, pythons.get(script, sys.executable))
         key = {"variant": variant, "seed": seed}
         row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions, "cpu": cpu()}
         row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
