@@ -84,9 +84,7 @@ def initialize(*modules: nn.Module) -> None:
 def make_gail(observations: np.ndarray, actions: np.ndarray, space: gym.spaces.Box, epochs: int) -> GAIL:
     """tianshou's GAIL on standardized demonstrations (L, O), (L, A)."""
     shape = {"state_shape": observations.shape[1:], "hidden_sizes": [64, 64], "activation": nn.Tanh}
-    actor = ContinuousActorProbabilistic(
-        preprocess_net=Net(**shape), action_shape=actions.shape[1:], unbounded=True
-    )
+    actor = ContinuousActorProbabilistic(preprocess_net=Net(**shape), action_shape=actions.shape[1:], unbounded=True)
     critic = ContinuousCritic(preprocess_net=Net(**shape))
     disc = ContinuousCritic(preprocess_net=Net(**shape, action_shape=actions.shape[1:], concat=True))
     initialize(actor, critic, disc)
@@ -102,9 +100,7 @@ def make_gail(observations: np.ndarray, actions: np.ndarray, space: gym.spaces.B
     expert = ReplayBuffer(len(observations))
     for obs, action in zip(observations, actions):
         expert.add(Batch(obs=obs, act=action, rew=0.0, terminated=False, truncated=False, obs_next=obs, info={}))
-    schedule = LRSchedulerFactoryLinear(
-        max_epochs=epochs, epoch_num_steps=EPOCH, collection_step_num_env_steps=ROLLOUT
-    )
+    schedule = LRSchedulerFactoryLinear(max_epochs=epochs, epoch_num_steps=EPOCH, collection_step_num_env_steps=ROLLOUT)
     return GAIL(
         policy=ProbabilisticActorPolicy(
             actor=actor,
