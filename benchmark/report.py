@@ -246,6 +246,27 @@ def study_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def toy_table(groups: dict[str, list[dict]]) -> str:
+    """The toy's seeds by variant, mean (and range): what counts there is how many starts are solved."""
+    columns = {
+        "starts solved by the expert, %": ("expert/success_mean", 100),
+        "by the policy, %": ("eval/success_mean", 100),
+        "steps of a solved or failed episode": ("eval/length_mean", 1),
+        "D tells the untrained policy, %": ("disc/initial_accuracy", 100),
+        "a fresh D the trained one, %": ("disc/fresh_accuracy", 100),
+        "seconds": ("seconds", 1),
+    }
+    lines = [f"| variant | seeds | {' | '.join(columns)} |", "| --- | --- " + "| --- " * len(columns) + "|"]
+    for variant, runs in groups.items():
+        cells = [variant, str(len(runs))]
+        for key, scale in columns.values():
+            x = scale * np.array([float(run[key]) for run in runs])
+            cells.append(f"{x.mean():.1f} ({x.min():.1f} to {x.max():.1f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    commits = ", ".join(dict.fromkeys(run["commit"] for runs in groups.values() for run in runs))
+    return "\n".join([*lines, "", f"Commits {commits}."])
+
+
 def results(name: str) -> str:
     """A suite's CSV as a table of its variants, the BC study's as a grid; any other CSV as it stands."""
     path = RESULTS / f"{name}.csv"
@@ -255,6 +276,8 @@ def results(name: str) -> str:
         head, *rows = csv.reader(file)
     if name == "bc_study":
         return study_table([dict(zip(head, row)) for row in rows])
+    if name == "toy":
+        return toy_table(read(name))
     if {"variant", "demos_return_mean"} <= set(head):
         return table(read(name))
     if name == "gpu":  # its widest columns are left out

@@ -150,6 +150,10 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("the expert in imitation's MuJoCo", IMITATION, "--method expert"),
         )
     ],
+    "toy": [
+        (name, "toy_pointnav.py", flags, TEN)
+        for name, flags in (("PPO", []), ("TRPO", ["--algorithm", "trpo"]), ("PPO, continuous", ["--continuous"]))
+    ],
     "bc_study": [
         *(
             (f"{level}, width {width}", "bc.py", ["--demos", DEMOS.format(level), "--hidden-size", str(width)], THREE)
@@ -305,7 +309,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
 @dataclass
 class Args:
     suite: str = "smoke"
-    """smoke, gail, bc, bc_study, original_table, few_demonstrations, what_matters, peers, long, endings,
+    """smoke, gail, bc, bc_study, toy, original_table, few_demonstrations, what_matters, peers, long, endings,
     endings_bc, units, state_seq, rssm, rssm_frames, rssm_choices, frames, pixels_ablation, pixels"""
     seeds: int = 0
     """run seeds up to this one alone (0: all)"""
@@ -415,7 +419,9 @@ def run_one(folder: Path, script: str, flags: list[str], seed: int, core: int, p
         shutil.rmtree(folder, ignore_errors=True)
         note.write_text(mark)
         place = ["--output-dir", str(folder.parent), "--run-name", folder.name]
-        command = [*flags, "--seed", str(seed), *place, "--threads", "1"]
+        if script != "toy_pointnav.py":  # which always uses one
+            place += ["--threads", "1"]
+        command = [*flags, "--seed", str(seed), *place]
     code = patched(script, Path(f"{folder}_script")) if script.endswith(".patch") else ROOT / script
     with open(f"{folder}.log", "w") as log:
         subprocess.run(
