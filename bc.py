@@ -17,7 +17,7 @@ Details that matter:
     one deviation for all states, by maximum likelihood; discrete actions have a categorical one,
     by cross-entropy. All are judged by their likeliest action, the mean of a Gaussian.
  2. Losses are of standardized actions, so that units do not matter. The deterministic policy ends
-    in a tanh, as the expert does: most demonstrated actions lie near the bounds, which a tanh meets
+    in a tanh, as the expert does: many demonstrated actions lie near the bounds, which a tanh meets
     by saturating.
  3. Whole episodes are held out for validation: neighbouring steps are nearly equal, so with steps
     of one episode on both sides the validation loss would be a second training loss.
@@ -131,12 +131,14 @@ def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
-    since x may be large beside its deviation."""
+    since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
-    def __init__(self, data: np.ndarray):
+    def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
         data = data.astype(np.float64)
         mean, std = data.mean(0), data.std(0)
+        if whole:
+            std = np.maximum(std, np.abs(data - mean).max(0) / INPUT_CLIP)
         std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("std", torch.from_numpy(std))
@@ -161,7 +163,8 @@ class Policy(nn.Module):
         self.gaussian, self.discrete = gaussian, demos["discrete"]
         self.standardize = Standardize(demos["obs"])
         one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
-        self.standardize_action = Standardize(one_hot if self.discrete else demos["actions"])
+        actions = one_hot if self.discrete else demos["actions"]
+        self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
         self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
         self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
@@ -294,8 +297,8 @@ def train(args: Args) -> dict[str, float]:
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
         done, summary = rows[-1]["global_step"], Path(args.resume).with_name("summary.json")
-        require(done < args.gradient_steps or not summary.exists(), f"--resume {args.resume}: this "
-                "run is finished; give a greater --gradient-steps to go on.")
+        require(done < args.gradient_steps + (not summary.exists()), "--resume: this run has come "
+                "that far; give a greater --gradient-steps.")
     run_dir = open_run("bc", args, wandb_id)
 
     start, total = time.perf_counter() - seconds, args.gradient_steps
@@ -311,8 +314,9 @@ def train(args: Args) -> dict[str, float]:
         if done % args.eval_interval == 0 or done == total:
             log = {"global_step": done} | split_losses(policy, training, validation)
             seconds = time.perf_counter() - start
-            require(all(map(math.isfinite, log.values())), f"training diverged at step {done}: "
-                    f"{log}; start again with a smaller step size.")
+            bad = [name for name, x in log.items() if not math.isfinite(x)]
+            require(not bad, f"training diverged at step {done}: {', '.join(bad)} not finite; "
+                    "start again with a smaller step size.")
             seed = args.seed + 10_000
             returns = evaluate(policy, demos, 20, seed, args.threads)[-1]
             slow_returns = evaluate(slow, demos, 20, seed, args.threads)[-1]
@@ -359,8 +363,10 @@ def load_demos(args, required: list[str]) -> dict:
         with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
         demos |= json.loads(str(demos.pop("metadata")))
-        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
-        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
+        lengths, limit = demos["lengths"], int(demos["max_episode_steps"])
+        # what stands before a colon is the module that registers the environment
+        recorded_in, env_id = (x.split(":")[-1] for x in (demos["env_id"], args.env_id))
+        if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
@@ -391,14 +397,14 @@ def load_demos(args, required: list[str]) -> dict:
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         raise UserError(f"--demos {args.demos}: {reason(error)}; see "
                         "docs/own_demonstrations.md.") from None
-    if recorded_in != args.env_id:
+    if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
         final = np.cumsum(demos["lengths"] + 1) - 1
         demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
     rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
     demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
+    return demos | {"env_id": args.env_id, "max_episode_steps": limit}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -551,7 +557,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
         return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
-    if gain > 0:
+    if 0 < gain < math.inf:
         score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
         metrics["eval/normalized_score"] = score
     return metrics
@@ -568,14 +574,14 @@ def metrics_of_both(returns: np.ndarray, slow_returns: np.ndarray, demos: dict) 
     return log
 
 
-def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
+def final_evaluation(policy, task: dict, args: Args, path: Path, figure: Path) -> list[np.ndarray]:
     """Returns (E,) with the likeliest actions, and sampled (the same if the policy is
-    deterministic); evaluation.npz gets those after each step, cumulative_return.png draws them."""
+    deterministic); those after each step go into a .npz, and into a figure."""
     mean = evaluate(policy, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = mean
     if policy.gaussian or policy.discrete:
         sampled = evaluate(policy, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
-    np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
+    np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
         print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
         return [mean[-1], sampled[-1]]
@@ -585,7 +591,7 @@ def final_evaluation(policy: Policy, task: dict, args: Args, folder: Path) -> li
     if args.compare_with:
         name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
         courses[name] = load_evaluation(args.compare_with)
-    plot_cumulative_returns(courses, task, folder / "cumulative_return.png")
+    plot_cumulative_returns(courses, task, figure)
     return [mean[-1], sampled[-1]]
 
 
@@ -593,7 +599,10 @@ def load_evaluation(path: str) -> np.ndarray:
     """Cumulative returns (T, E) with the mean action, from any script's evaluation.npz."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["mean_action"]
+            course = file["mean_action"]
+        if course.ndim != 2:
+            raise ValueError(f"its mean_action has shape {course.shape}, expected (T, E)")
+        return course
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         problem = reason(error)
     raise UserError(f"--compare-with {path}: {problem}; give the evaluation.npz of a run.")
@@ -613,7 +622,8 @@ def load_agent(path: str) -> tuple[Policy, dict]:
 
 def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png."""
-    returns, sampled = final_evaluation(policy, demos, args, run_dir)
+    paths = run_dir / "evaluation.npz", run_dir / "cumulative_return.png"
+    returns, sampled = final_evaluation(policy, demos, args, *paths)
     slow_returns = evaluate(slow, demos, args.eval_episodes, args.seed + 20_000, args.threads)[-1]
     demos_mean = demos["returns"].mean().item()
     evaluated = [row for row in rows if "eval/return_mean" in row]
@@ -703,7 +713,7 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
-    temporary.write_bytes(buffer.getvalue())
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
@@ -761,9 +771,10 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv)
     if args.resume:
         given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        free = {"--resume", "--gradient-steps", "--threads", "--cuda", "--no-cuda"}
-        require(given <= free, "--resume takes all settings but --gradient-steps, --threads and "
-                "--cuda from the checkpoint; drop the other flags.")
+        free = {"--resume", "--gradient-steps", "--compare-with"}
+        free |= {"--threads", "--cuda", "--no-cuda"}
+        require(given <= free, "--resume takes all settings but --gradient-steps, --compare-with, "
+                "--threads and --cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "bc checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")
@@ -777,14 +788,15 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            final_evaluation(*load_agent(args.evaluate), args, Path(args.evaluate).parent)
+            paths = [Path(args.evaluate).with_suffix(x) for x in (".npz", ".png")]
+            final_evaluation(*load_agent(args.evaluate), args, *paths)  # the run's own stay
         else:
             train(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        print("interrupted; a run goes on with --resume <run>/checkpoint.pt", file=sys.stderr)
         sys.exit(130)
 
 

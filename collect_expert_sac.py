@@ -23,6 +23,8 @@ Where this departs from the usual implementation, and why (benchmark/results/sac
     (336 against 255 after 16k updates) and, once of twice, than 0.99 (568 and 518 against 536).
  4. Minibatches of 128, cheaper than 256, come to the same (539 and 546 after 300k steps).
  5. A time limit does not end the task: the value of the true final observation is bootstrapped.
+ 6. Rewards are taken as they come. Their scale matters here: some units a step (HalfCheetah's
+    reach 7). A tenth of that had a return of 50 instead of 175 after 10k updates.
 
 Shapes: T steps, N environments, B batch, O observation, A action; E episodes of a set.
 
@@ -81,7 +83,7 @@ class Args:
     resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
     eval_interval: int = 50_000  # env steps between evaluations (20 episodes, mean action)
     checkpoint_interval: int = 200_000
-    """env steps between checkpoints; they hold the replay buffer, 168 MB for a million steps"""
+    """env steps between checkpoints; they hold the replay buffer, HalfCheetah's 168 MB"""
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
     cuda: bool = False  # networks on the GPU
@@ -103,7 +105,7 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         at_most = {"seed": 2**31 - 1, "gamma": 1, "tau": 1}
         at_most["learning_starts"] = self.total_timesteps - 1
-        at_least = {"learning_starts": 2 * self.num_envs}
+        at_least = {"learning_starts": 2 * self.num_envs, "buffer_size": self.num_envs}
         check_numbers(self, "seed threads gamma tau", at_least, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it or install a CUDA build of torch.")
@@ -243,6 +245,9 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
     ended, next_obs = terminated | truncated, new_obs.copy()
     for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
         next_obs[i] = info["final_obs"][i]
+    finite = all(np.isfinite(x).all() for x in (new_obs, next_obs, reward))
+    require(finite, f"--env-id {envs.spec.id}: an observation or a reward is not a finite number; "
+            "mend the environment.")
     episodes["obs"] = torch.from_numpy(new_obs)
     episodes["return"] += torch.from_numpy(reward)
     if ended.any():
@@ -320,7 +325,7 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint, then record; returns what summary.json holds."""
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(min(args.threads, 2))  # minibatches this small gain nothing from more
     device = torch.device("cuda" if args.cuda else "cpu")
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
@@ -357,8 +362,9 @@ def train(args: Args) -> dict[str, float]:
         envs.set_state(simulator)
         episodes = saved["episodes"]
     num_iterations = math.ceil(args.total_timesteps / args.num_envs)
-    if done >= num_iterations and Path(args.resume).with_name("summary.json").exists():
-        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
+    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
+    require(done < num_iterations + (not finished), "--resume: this run has come that far; "
+            "give a greater --total-timesteps.")
     run_dir = open_run("collect_expert_sac", args, wandb_id)
 
     start, logs = time.perf_counter() - seconds, []
@@ -399,8 +405,9 @@ def train(args: Args) -> dict[str, float]:
             bar.set_postfix_str(f"return {returns.mean():.0f}")
         seconds, logs = time.perf_counter() - start, []
         row["charts/SPS"] = step / seconds
-        require(all(map(math.isfinite, row.values())), f"training diverged at step {step}: {row}; "
-                "start again with smaller step sizes (the last checkpoint is from before).")
+        bad = [name for name, x in row.items() if not math.isfinite(x)]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | row)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -478,7 +485,8 @@ def record_sets(actor, task: dict, folder: Path, episodes: int, seed: int) -> di
     sha256 = hashlib.sha256(b"".join(x.tobytes() for x in weights)).hexdigest()
     versions = {module.__name__: module.__version__ for module in (np, torch, gym, mujoco)}
     for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
-        set_seed = seed + 50_000 + i  # no training starts from these
+        # no training starts from these; environment j has set_seed + j, so seeds lie far apart
+        set_seed = 50_000 + 1_000 * (seed - 1) + 1 + i
         sets[level] = record_episodes(actor, task, noise_scale, episodes, set_seed)
         returns[level] = returns_of(sets[level])
         metadata = {name: task[name] for name in ("env_id", "max_episode_steps")}
@@ -488,7 +496,7 @@ def record_sets(actor, task: dict, folder: Path, episodes: int, seed: int) -> di
         sets[level]["metadata"] = json.dumps(metadata | {"versions": versions})
     folder.mkdir(parents=True, exist_ok=True)
     for level, arrays in sets.items():  # once all are there: who interrupts keeps the old ones
-        path = folder / f"{task['env_id'].lower().replace('/', '-')}_sac_{level}.npz"
+        path = folder / f"{re.sub('[:/]', '-', task['env_id'].lower())}_sac_{level}.npz"
         np.savez_compressed(path.with_suffix(".tmp.npz"), **arrays)
         os.replace(path.with_suffix(".tmp.npz"), path)
     for name, x in returns.items():
@@ -632,7 +640,7 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
-    temporary.write_bytes(buffer.getvalue())
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
@@ -714,7 +722,7 @@ def main(argv: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        print("interrupted; a run goes on with --resume <run>/checkpoint.pt", file=sys.stderr)
         sys.exit(130)
 
 

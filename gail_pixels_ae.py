@@ -207,12 +207,14 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
-    since x may be large beside its deviation."""
+    since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
-    def __init__(self, data: np.ndarray):
+    def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
         data = data.astype(np.float64)
         mean, std = data.mean(0), data.std(0)
+        if whole:
+            std = np.maximum(std, np.abs(data - mean).max(0) / INPUT_CLIP)
         std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("std", torch.from_numpy(std))
@@ -849,8 +851,9 @@ def train(args: Args) -> dict[str, float]:
     batch_size = args.num_envs * args.num_steps
     pretraining = args.pretraining_rollouts() * batch_size
     num_iterations = (args.total_timesteps - pretraining) // batch_size
-    if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
-        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
+    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
+    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+            "give a greater --total-timesteps.")
     if RANK == 0:
         run_dir = open_run("gail_pixels_ae", args, wandb_id)
         if not args.resume:  # for the user to compare cameras
@@ -900,9 +903,10 @@ def train(args: Args) -> dict[str, float]:
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         log |= dict(zip(names, np.diff(clock).tolist()))
         # Nothing may hang on the true return, not even whether the run goes on.
-        losses = [x for name, x in log.items() if name.startswith(("losses/", "disc/", "ae/"))]
-        require(all(map(math.isfinite, losses)), f"training diverged at step {step}: {log}; "
-                "start again with smaller step sizes (the last checkpoint is from before).")
+        losses = [name for name in log if name.startswith(("losses/", "disc/", "ae/"))]
+        bad = [name for name in losses if not math.isfinite(log[name])]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | log)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -946,8 +950,10 @@ def load_demos(args, required: list[str]) -> dict:
         with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
         demos |= json.loads(str(demos.pop("metadata")))
-        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
-        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
+        lengths, limit = demos["lengths"], int(demos["max_episode_steps"])
+        # what stands before a colon is the module that registers the environment
+        recorded_in, env_id = (x.split(":")[-1] for x in (demos["env_id"], args.env_id))
+        if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
@@ -978,14 +984,14 @@ def load_demos(args, required: list[str]) -> dict:
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         raise UserError(f"--demos {args.demos}: {reason(error)}; see "
                         "docs/own_demonstrations.md.") from None
-    if recorded_in != args.env_id:
+    if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
         final = np.cumsum(demos["lengths"] + 1) - 1
         demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
     rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
     demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
+    return demos | {"env_id": args.env_id, "max_episode_steps": limit}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -1355,18 +1361,18 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
         return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
-    if gain > 0:
+    if 0 < gain < math.inf:
         score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
         metrics["eval/normalized_score"] = score
     return metrics
 
 
-def final_evaluation(nets, render, graphs, task: dict, args, folder: Path) -> list[np.ndarray]:
-    """Returns (E,) with the mean action, and sampled; evaluation.npz gets those after each step."""
+def final_evaluation(nets, render, graphs, task: dict, args, path: Path) -> list[np.ndarray]:
+    """Returns (E,) with the mean action, and sampled; those after each step go into a .npz."""
     settings, count = (nets, render, graphs, task), args.eval_episodes
     mean = evaluate(*settings, count, args.seed + 20_000, args)
     sampled = evaluate(*settings, count, args.seed + 30_000, args, sampled=True)
-    np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
+    np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
         print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
     else:
@@ -1391,12 +1397,14 @@ def evaluate_file(args: Args) -> None:
     nets = Networks(no_frames, no_states, envs.single_action_space, trained, Generator())
     nets.to(device).load_state_dict(saved["networks"])
     graphs = make_graphs(nets, render, {}, trained)
-    final_evaluation(nets, render, graphs, task, trained, Path(args.evaluate).parent)
+    path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
+    final_evaluation(nets, render, graphs, task, trained, path)
 
 
 def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_dir: Path) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png, policy.gif."""
-    returns, sampled = final_evaluation(nets, render, graphs, demos, args, run_dir)
+    path = run_dir / "evaluation.npz"
+    returns, sampled = final_evaluation(nets, render, graphs, demos, args, path)
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
@@ -1516,7 +1524,7 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
-    temporary.write_bytes(buffer.getvalue())
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
@@ -1597,7 +1605,7 @@ def main(argv: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        print("interrupted; a run goes on with --resume <run>/checkpoint.pt", file=sys.stderr)
         sys.exit(130)
 
 

@@ -150,12 +150,14 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
-    since x may be large beside its deviation."""
+    since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
-    def __init__(self, data: np.ndarray):
+    def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
         data = data.astype(np.float64)
         mean, std = data.mean(0), data.std(0)
+        if whole:
+            std = np.maximum(std, np.abs(data - mean).max(0) / INPUT_CLIP)
         std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("std", torch.from_numpy(std))
@@ -180,7 +182,8 @@ class Agent(nn.Module):
         outputs = action_dim if self.discrete else 2 * action_dim
         self.standardize = Standardize(demos["obs"])
         one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
-        self.standardize_action = Standardize(one_hot if self.discrete else demos["actions"])
+        actions = one_hot if self.discrete else demos["actions"]
+        self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
         self.actor = mlp([obs_dim, hidden_size, hidden_size, outputs], 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
@@ -364,6 +367,7 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
         episodes["return"] += torch.from_numpy(reward)
         episodes["length"] += 1
         check_finite(envs, next_obs, episodes["length"])
+        check_finite(envs, new_obs, 0)  # of episodes that begin
         steps.append({
             "obs": x,
             "next_obs": torch.from_numpy(next_obs),
@@ -555,8 +559,9 @@ def train(args: Args) -> dict[str, float]:
         episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    if len(rows) >= num_iterations and Path(args.resume).with_name("summary.json").exists():
-        raise UserError("--resume: this run is finished; give a greater --total-timesteps.")
+    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
+    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+            "give a greater --total-timesteps.")
     run_dir = open_run("gail_ppo", args, wandb_id)
 
     torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
@@ -585,8 +590,9 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
         numbers = {name: x for name, x in log.items() if math.isfinite(x)}
-        require(not log.keys() - numbers.keys() - TRUE_RETURNS, f"training diverged at step {step}"
-                f": {log}; start again with smaller step sizes (the last checkpoint is older).")
+        bad = sorted(log.keys() - numbers.keys() - TRUE_RETURNS)
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -627,8 +633,10 @@ def load_demos(args, required: list[str]) -> dict:
         with np.load(path, allow_pickle=False) as file:
             demos = dict(file)
         demos |= json.loads(str(demos.pop("metadata")))
-        lengths, recorded_in, limit = (demos[x] for x in ("lengths", "env_id", "max_episode_steps"))
-        if recorded_in.rsplit("-v", 1)[0] != args.env_id.rsplit("-v", 1)[0]:
+        lengths, limit = demos["lengths"], int(demos["max_episode_steps"])
+        # what stands before a colon is the module that registers the environment
+        recorded_in, env_id = (x.split(":")[-1] for x in (demos["env_id"], args.env_id))
+        if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
@@ -659,14 +667,14 @@ def load_demos(args, required: list[str]) -> dict:
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         raise UserError(f"--demos {args.demos}: {reason(error)}; see "
                         "docs/own_demonstrations.md.") from None
-    if recorded_in != args.env_id:
+    if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
         final = np.cumsum(demos["lengths"] + 1) - 1
         demos["obs"] = np.delete(demos["observations"], final, axis=0).astype(np.float64)
     rewards = demos.get("rewards", np.full(demos["lengths"].sum(), np.nan)).astype(np.float64)
     demos["returns"] = np.add.reduceat(rewards, np.cumsum(demos["lengths"]) - demos["lengths"])
-    return demos | {"env_id": args.env_id, "max_episode_steps": int(limit)}
+    return demos | {"env_id": args.env_id, "max_episode_steps": limit}
 
 
 class BatchHalfCheetah(gym.vector.VectorEnv):
@@ -819,18 +827,17 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
         return {}
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
-    if gain > 0:
+    if 0 < gain < math.inf:
         score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
         metrics["eval/normalized_score"] = score
     return metrics
 
 
-def final_evaluation(agent: Agent, task: dict, args: Args, folder: Path) -> list[np.ndarray]:
-    """Returns (E,) with the likeliest actions, and sampled; evaluation.npz gets those after each
-    step."""
+def final_evaluation(agent: Agent, task: dict, args: Args, path: Path) -> list[np.ndarray]:
+    """Returns (E,) with the likeliest actions, and sampled; a .npz gets those after each step."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
-    np.savez(folder / "evaluation.npz", mean_action=mean, sampled=sampled)
+    np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
         print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
     else:
@@ -853,7 +860,7 @@ def load_agent(path: str) -> tuple[Agent, dict]:
 
 def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, run_dir) -> dict:
     """The final evaluation and the run's summary: a table, summary.json, curves.png."""
-    returns, sampled = final_evaluation(agent, demos, args, run_dir)
+    returns, sampled = final_evaluation(agent, demos, args, run_dir / "evaluation.npz")
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
@@ -926,7 +933,7 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
-    temporary.write_bytes(buffer.getvalue())
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
@@ -1000,14 +1007,15 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            final_evaluation(*load_agent(args.evaluate), args, Path(args.evaluate).parent)
+            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
+            final_evaluation(*load_agent(args.evaluate), args, path)
         else:
             train(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume <run>/checkpoint.pt goes on", file=sys.stderr)
+        print("interrupted; a run goes on with --resume <run>/checkpoint.pt", file=sys.stderr)
         sys.exit(130)
 
 

@@ -29,9 +29,10 @@ The true reward (-0.01 a step, 1 at the goal) is only reported. What is worth kn
  6. Policy and value share a trunk. Under TRPO the value learns in its own layers only, so that the
     bound on the KL divergence still holds after it.
 
-Shapes: T steps, N worlds, E episodes, B batch, L steps in all demonstrations, P parameters.
+Shapes: T steps, N worlds, E episodes, B batch, L steps in all demonstrations, P parameters;
+X = 2 + 5 or 2 + 2 numbers of an observation and an action.
 
-    python toy_pointnav.py                                   # ten seconds; diagnostics.html
+    python toy_pointnav.py                                   # 12 seconds; diagnostics.html
     python toy_pointnav.py --algorithm trpo
     python toy_pointnav.py --continuous                      # a velocity instead of five moves
     python toy_pointnav.py --evaluate runs/<run>/policy.pt   # 5,000 episodes beside the expert's
@@ -64,10 +65,9 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
-INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
-FISHER_STRIDE = 4  # TRPO's Fisher matrix is estimated on every fourth state
+FISHER_STRIDE = 5  # TRPO's Fisher matrix is estimated on every fifth state; odd, for all worlds
 STEP_SIZE, GOAL_RADIUS, MAX_EPISODE_STEPS = 0.2, 0.12, 60  # of the world
 MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)
 ACTION_NAMES = ["stay", "up", "down", "left", "right"]
@@ -142,33 +142,13 @@ def tanh_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.S
     return nn.Sequential(*layers[:-1])
 
 
-class Standardize(nn.Module):
-    """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
-    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
-    since x may be large beside its deviation."""
-
-    def __init__(self, data: np.ndarray):
-        super().__init__()
-        data = data.astype(np.float64)
-        mean, std = data.mean(0), data.std(0)
-        std[std <= 1e-7 * np.abs(mean)] = np.inf  # no more than rounding
-        self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("std", torch.from_numpy(std))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-INPUT_CLIP, INPUT_CLIP).float()
-
-    def undo(self, x: Tensor) -> Tensor:
-        return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
-
-
 class ActorCritic(nn.Module):
-    """Policy and value on a shared trunk. The state_dict has all that acting needs: the weights,
-    and statistics of demo_obs (L, 2) that standardize observations."""
+    """Policy and value on a shared trunk. Positions are within -1 and 1, so they are seen as they
+    are; the other scripts standardize what they see."""
 
-    def __init__(self, demo_obs: np.ndarray, continuous: bool, hidden_size: int, generator):
+    def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
-        self.continuous, self.standardize = continuous, Standardize(demo_obs)
+        self.continuous = continuous
         self.low, self.high = (-1, 1) if continuous else (0, len(MOVES) - 1)  # of an action
         self.trunk = tanh_mlp([2, hidden_size, hidden_size], math.sqrt(2), generator)
         self.actor = tanh_mlp([hidden_size, 2 if continuous else len(MOVES)], 0.01, generator)
@@ -176,9 +156,9 @@ class ActorCritic(nn.Module):
         if continuous:
             self.log_std = nn.Parameter(torch.full((2,), INITIAL_LOG_STD))
 
-    def forward(self, x: Tensor) -> tuple[Distribution, Tensor]:
-        """Policy, and value (B,), from standardized x (B, 2)."""
-        features = torch.tanh(self.trunk(x))
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """Policy, and value (B,), from observations (B, 2)."""
+        features = torch.tanh(self.trunk(obs))
         output, value = self.actor(features), self.critic(features).squeeze(-1)
         if self.continuous:
             return Independent(Normal(output, self.log_std.exp()), 1), value
@@ -196,9 +176,9 @@ class ActorCritic(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """The action to execute after raw observations (B, 2): the likeliest move or the mean
-        velocity, or, with a generator, a sampled one."""
-        policy, _ = self(self.standardize(torch.as_tensor(obs, dtype=torch.float32)))
+        """The action to execute after observations (B, 2): the likeliest move or the mean velocity,
+        or, with a generator, a sampled one."""
+        policy, _ = self(torch.as_tensor(obs, dtype=torch.float32))
         action = policy.mode
         if generator is not None:
             action = self.sample(policy, generator)
@@ -206,19 +186,18 @@ class ActorCritic(nn.Module):
 
 
 class PairDiscriminator(nn.Module):
-    """Logit (B,) of "this is the expert's" from pairs (B, X): the observation, standardized as the
-    agent does it, beside the executed action, a one-hot move or a velocity."""
+    """Logit (B,) of "this is the expert's" from pairs (B, X): the observation beside the executed
+    action, a one-hot move or a velocity."""
 
-    def __init__(self, agent: ActorCritic, hidden_size: int, generator: Generator):
+    def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
-        self.standardize = agent.standardize
-        input_size = 2 + agent.actor[-1].out_features
+        input_size = 2 + (2 if continuous else len(MOVES))
         self.net = tanh_mlp([input_size, hidden_size, hidden_size, 1], 1.0, generator)
 
     def pairs(self, obs: Tensor, executed: Tensor) -> Tensor:
         if not executed.is_floating_point():
             executed = F.one_hot(executed, len(MOVES)).float()
-        return torch.cat([self.standardize(obs), executed], dim=-1)
+        return torch.cat([obs, executed], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
@@ -322,14 +301,14 @@ def flat_gradient(y: Tensor, parameters: list[nn.Parameter], **options) -> Tenso
     return torch.cat([grad.reshape(-1) for grad in torch.autograd.grad(y, parameters, **options)])
 
 
-def fisher_product(agent: ActorCritic, x: Tensor, damping: float) -> Callable:
-    """v (P,) -> (F + damping I) v. F is the policy's Fisher matrix on x (B, 2): the Hessian of the
-    mean KL divergence from the current policy, at itself (Schulman et al. 2015, appendix C). F
+def fisher_product(agent: ActorCritic, obs: Tensor, damping: float) -> Callable:
+    """v (P,) -> (F + damping I) v. F is the policy's Fisher matrix on obs (B, 2): the Hessian of
+    the mean KL divergence from the current policy, at itself (Schulman et al. 2015, appendix C). F
     itself is never formed."""
     parameters = agent.policy_parameters()
     with torch.no_grad():
-        old_policy, _ = agent(x)
-    kl = kl_divergence(old_policy, agent(x)[0]).mean()
+        old_policy, _ = agent(obs)
+    kl = kl_divergence(old_policy, agent(obs)[0]).mean()
     gradient = flat_gradient(kl, parameters, create_graph=True)
 
     def product(v: Tensor) -> Tensor:
@@ -338,25 +317,25 @@ def fisher_product(agent: ActorCritic, x: Tensor, damping: float) -> Callable:
     return product
 
 
-def trpo_step(agent: ActorCritic, x: Tensor, action: Tensor, advantages: Tensor, args: Args):
-    """One natural-gradient step of the policy on x (B, 2), action (B, ...), advantages (B,) -> log.
-    It is the largest that the quadratic model of the KL divergence allows, halved until the true
-    divergence is within --max-kl and the surrogate no worse (Schulman et al. 2015, appendix C).
-    Where that never comes true, the policy stays as it was."""
+def trpo_step(agent: ActorCritic, obs: Tensor, action: Tensor, advantages: Tensor, args: Args):
+    """One natural-gradient step of the policy on obs (B, 2), action (B, ...), advantages (B,) ->
+    log. It is the largest that the quadratic model of the KL divergence allows, halved until the
+    true divergence is within --max-kl and the surrogate no worse (Schulman et al. 2015, appendix
+    C). Where that never comes true, the policy stays as it was."""
     parameters = agent.policy_parameters()
     with torch.no_grad():
-        old_policy, _ = agent(x)
+        old_policy, _ = agent(obs)
         old_log_prob = old_policy.log_prob(action)
 
     def surrogate_and_kl() -> tuple[Tensor, Tensor]:
-        policy, _ = agent(x)
+        policy, _ = agent(obs)
         ratio = (policy.log_prob(action) - old_log_prob).exp()
         surrogate = (ratio * advantages).mean() + args.ent_coef * policy.entropy().mean()
         return surrogate, kl_divergence(old_policy, policy).mean()
 
     before, _ = surrogate_and_kl()
     gradient = flat_gradient(before, parameters)
-    product = fisher_product(agent, x[::FISHER_STRIDE], args.cg_damping)
+    product = fisher_product(agent, obs[::FISHER_STRIDE], args.cg_damping)
     direction = conjugate_gradient(product, gradient, args.cg_iterations)
     step = direction * torch.sqrt(2 * args.max_kl / (direction @ product(direction) + 1e-10))
     old = nn.utils.parameters_to_vector(parameters).detach().clone()
@@ -380,7 +359,7 @@ def collect_rollout(envs, agent: ActorCritic, episodes: dict, num_steps: int, ge
     steps, finished = [], []
     for _ in range(num_steps):
         obs = torch.from_numpy(episodes["obs"]).float()
-        policy, _ = agent(agent.standardize(obs))
+        policy, _ = agent(obs)
         action = agent.sample(policy, generator)
         executed = action.clamp(agent.low, agent.high)
         episodes["obs"], reward, terminated, truncated, info = envs.step(executed.numpy())
@@ -406,10 +385,9 @@ def collect_rollout(envs, agent: ActorCritic, episodes: dict, num_steps: int, ge
     return rollout, {"charts/episodic_return": returns, "charts/episodic_length": lengths}
 
 
-def update_plain_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args, generator):
-    """Steps of D, without a gradient penalty, on the expert's pairs (L, X) and the rollout's -> log
-    of the last."""
-    policy = disc.pairs(rollout["obs"], rollout["executed"]).flatten(0, 1)
+def update_plain_discriminator(disc, optimizer, expert, policy, num_steps, args: Args, generator):
+    """Steps of D, without a gradient penalty, on pairs of the expert (L, X) and of the policy (B,
+    X) -> log of the last."""
     size = args.disc_batch_size
     for _ in range(num_steps):
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
@@ -433,7 +411,7 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
     the goal}, log. `visits` has the counts (2,) of "expert" and "policy"; the rollout's are added
     to the policy's, which fade."""
-    logit = disc(disc.pairs(rollout["obs"], rollout["executed"]))
+    logit = disc(rollout["pairs"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
     offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
@@ -449,16 +427,14 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
 
 
 def estimate_advantages(agent: ActorCritic, rollout, rewards, args: Args):
-    """-> the flat rollout with standardized "x" (B, 2), and "action", "log_prob", "advantage" and
-    "return" (B, ...); log."""
-    x, next_x = agent.standardize(rollout["obs"]), agent.standardize(rollout["next_obs"])
+    """-> "obs", "action", "log_prob", "advantage" and "return" (B, ...) of a rollout; log."""
     with torch.no_grad():
-        values, next_values = agent(x)[1], agent(next_x)[1]
+        values, next_values = agent(rollout["obs"])[1], agent(rollout["next_obs"])[1]
     next_values[rollout["terminated"]] = rewards["absorbing"] / (1 - args.gamma)  # for ever
     advantages, returns = compute_gae(
         rewards["steps"], values, next_values, rollout["ended"], args.gamma, args.gae_lambda
     )
-    batch = {"x": x, "action": rollout["action"], "log_prob": rollout["log_prob"]}
+    batch = {name: rollout[name] for name in ("obs", "action", "log_prob")}
     batch |= {"advantage": advantages, "return": returns}
     batch = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
     explained = 1 - (returns - values).var() / (returns.var() + 1e-8)
@@ -469,10 +445,10 @@ def update_by_ppo(agent: ActorCritic, optimizer, rollout, rewards, args: Args, g
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
     batch, log = estimate_advantages(agent, rollout, rewards, args)
     for _ in range(args.update_epochs):
-        order = torch.randperm(len(batch["x"]), generator=generator)
+        order = torch.randperm(len(batch["obs"]), generator=generator)
         for indices in order.tensor_split(args.num_minibatches):
             mini = {name: tensor[indices] for name, tensor in batch.items()}
-            policy, value = agent(mini["x"])
+            policy, value = agent(mini["obs"])
             log_ratio = policy.log_prob(mini["action"]) - mini["log_prob"]
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
@@ -501,10 +477,10 @@ def update_by_trpo(agent: ActorCritic, optimizer, rollout, rewards, args: Args):
     batch, log = estimate_advantages(agent, rollout, rewards, args)
     advantage = batch["advantage"] - batch["advantage"].mean()
     advantage = advantage / (batch["advantage"].std() + 1e-8)
-    log |= trpo_step(agent, batch["x"], batch["action"], advantage, args)
+    log |= trpo_step(agent, batch["obs"], batch["action"], advantage, args)
     with torch.no_grad():
-        log["losses/entropy"] = agent(batch["x"])[0].entropy().mean().item()
-        features = torch.tanh(agent.trunk(batch["x"]))
+        log["losses/entropy"] = agent(batch["obs"])[0].entropy().mean().item()
+        features = torch.tanh(agent.trunk(batch["obs"]))
     for _ in range(args.value_steps):
         value_loss = 0.5 * F.mse_loss(agent.critic(features).squeeze(-1), batch["return"])
         optimizer.zero_grad()
@@ -523,15 +499,14 @@ def train(args: Args) -> dict[str, float]:
     generator, continuous = Generator().manual_seed(args.seed), args.continuous
     expert_act = make_expert(continuous, args.seed)
     demos = play_episodes(expert_act, args.expert_episodes, args.seed + 1000, continuous)
-    demo_obs, demo_actions = pairs_of(demos)
-    agent = ActorCritic(demo_obs.numpy(), continuous, args.hidden_size, generator)
-    disc = PairDiscriminator(agent, args.disc_hidden_size, generator)
+    agent = ActorCritic(continuous, args.hidden_size, generator)
+    disc = PairDiscriminator(continuous, args.disc_hidden_size, generator)
     if args.algorithm == "ppo":
         optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     else:
         optimizer = Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    normalizer, expert = RewardNormalizer(), disc.pairs(demo_obs, demo_actions)
+    normalizer, expert = RewardNormalizer(), disc.pairs(*pairs_of(demos))
     steps_left = torch.from_numpy(MAX_EPISODE_STEPS - demos["length"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["success"]))
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
@@ -549,8 +524,10 @@ def train(args: Args) -> dict[str, float]:
         if args.anneal_lr and args.algorithm == "ppo":
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
         rollout, log = collect_rollout(envs, agent, episodes, args.num_steps, generator)
+        rollout["pairs"] = disc.pairs(rollout["obs"], rollout["executed"])  # (T, N, X)
+        policy = rollout["pairs"].flatten(0, 1)
         log |= update_plain_discriminator(
-            disc, disc_optimizer, expert, rollout, args.disc_steps, args, generator
+            disc, disc_optimizer, expert, policy, args.disc_steps, args, generator
         )
         rewards, reward_log = compute_gail_rewards(rollout, disc, normalizer, visits, args)
         if args.algorithm == "ppo":
@@ -562,14 +539,13 @@ def train(args: Args) -> dict[str, float]:
         if last or step % args.eval_interval < batch_size:
             played = play_episodes(agent.act, 500, args.seed + 10_000, continuous)
             log |= episode_metrics(played, "eval")
-            log["eval/vs_demos"] = log["eval/return_mean"] / demos["return"].mean().item()
-            log["eval/vs_expert"] = log["eval/return_mean"] / beside["return"].mean().item()
             bar.set_postfix_str(f"success {log['eval/success_mean']:.1%}")
         seconds = time.perf_counter() - start
         log |= reward_log | {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         log["charts/SPS"] = step / seconds
-        require(all(map(math.isfinite, log.values())), f"training diverged at step {step}: {log}; "
-                "lower the step sizes.")
+        bad = [name for name, x in log.items() if not math.isfinite(x)]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; lower "
+                "the step sizes.")
         rows.append({"global_step": step} | log)
         write_csv(rows, run_dir / "metrics.csv")
         if args.track:
@@ -580,7 +556,7 @@ def train(args: Args) -> dict[str, float]:
     summary = {"env_steps": step, "seconds": seconds, "charts/SPS": step / seconds}
     summary["disc/initial_accuracy"] = initial_accuracy
     summary["disc/fresh_accuracy"] = fresh_accuracy(agent, args, args.seed + 50_000)
-    played = final_evaluation(agent, args, run_dir)
+    played = final_evaluation(agent, args, run_dir / "evaluation.npz")
     page = draw_page(demos, beside, played, rows).update_layout(title_text=run_dir.name)
     page.write_html(run_dir / "diagnostics.html")  # all of Plotly inside: it needs no network
     return report(demos, played, rows, summary, args, run_dir)
@@ -590,10 +566,12 @@ def train(args: Args) -> dict[str, float]:
 
 
 class PointNav:
-    """N points in the square [-1, 1]^2 that look for the origin, with the interface of gymnasium's
-    vector environments. An observation is the position (N, 2), an action one of five moves (N,),
-    or with `continuous` a velocity (N, 2) in [-1, 1]^2. Each step pays -0.01, the one that comes
-    within GOAL_RADIUS 1 more. An ended episode resets in the same step."""
+    """N points in the square [-1, 1]^2 that look for the origin. An observation is the position
+    (N, 2), an action one of five moves (N,), or with `continuous` a velocity (N, 2) in [-1, 1]^2.
+    Each step pays -0.01, the one that comes within GOAL_RADIUS 1 more. An ended episode resets in
+    the same step. All as in gymnasium's vector environments, but info has "final_obs" (N, 2), the
+    positions before any reset, at every step, and "length" (N,), the steps of the episodes so far.
+    (gail_ppo.py takes gymnasium's own.)"""
 
     def __init__(self, num_envs: int, continuous: bool):
         self.num_envs, self.continuous = num_envs, continuous
@@ -683,21 +661,20 @@ def fresh_accuracy(agent: ActorCritic, args: Args, seed: int, episodes: int = 20
     act = partial(agent.act, generator=Generator().manual_seed(seed))
     policy = play_episodes(act, episodes, seed + 1, agent.continuous)
     training, held_out = slice(episodes // 2), slice(episodes // 2, None)
-    disc = PairDiscriminator(agent, args.disc_hidden_size, generator)
+    disc = PairDiscriminator(agent.continuous, args.disc_hidden_size, generator)
     optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    obs, executed = pairs_of(policy, training)
-    rollout = {"obs": obs[None], "executed": executed[None]}
-    expert_x, steps = disc.pairs(*pairs_of(expert, training)), args.fresh_disc_steps
-    update_plain_discriminator(disc, optimizer, expert_x, rollout, steps, args, generator)
+    expert_x, policy_x = (disc.pairs(*pairs_of(x, training)) for x in (expert, policy))
+    steps = args.fresh_disc_steps
+    update_plain_discriminator(disc, optimizer, expert_x, policy_x, steps, args, generator)
     with torch.no_grad():
         expert_right = disc(disc.pairs(*pairs_of(expert, held_out))) > 0
         policy_right = disc(disc.pairs(*pairs_of(policy, held_out))) <= 0
     return 0.5 * (expert_right.float().mean() + policy_right.float().mean()).item()
 
 
-def final_evaluation(agent: ActorCritic, args: Args, folder: Path) -> dict[str, dict]:
+def final_evaluation(agent: ActorCritic, args: Args, path: Path) -> dict[str, dict]:
     """Prints and returns episodes of the expert, of the policy's mean action and of sampled ones,
-    from the same starts; their cumulative returns (T, E): evaluation.npz."""
+    from the same starts; their cumulative returns (T, E) go into a .npz."""
     seed, played = args.seed + 20_000, {}
     actors = {"expert": make_expert(agent.continuous, seed + 1), "mean_action": agent.act}
     actors["sampled"] = partial(agent.act, generator=Generator().manual_seed(seed + 2))
@@ -707,15 +684,14 @@ def final_evaluation(agent: ActorCritic, args: Args, folder: Path) -> dict[str, 
         solved = f"{success.mean():6.1%} of {len(success)} starts solved, {length.mean():.2f} steps"
         print(f"  {name:12}{solved}, return {returns.mean():.3f} ± {returns.std():.3f}")
     returns = {name: np.cumsum(x["rewards"], axis=0) for name, x in played.items()}
-    np.savez_compressed(folder / "evaluation.npz", **returns)
+    np.savez_compressed(path, **returns)
     return played
 
 
 def load_agent(path: str) -> ActorCritic:
     """The agent of a policy.pt."""
     saved = load_file(path, "--evaluate", "toy_pointnav policy")
-    no_data = np.zeros((1, 2))
-    agent = ActorCritic(no_data, saved["continuous"], saved["hidden_size"], Generator())
+    agent = ActorCritic(saved["continuous"], saved["hidden_size"], Generator())
     agent.load_state_dict(saved["agent"])
     return agent
 
@@ -726,8 +702,6 @@ def report(demos: dict, played: dict, rows: list[dict], summary: dict, args: Arg
     summary |= episode_metrics(played["sampled"], "eval", "_sampled")
     summary |= episode_metrics(played["expert"], "expert")
     summary["demos_return_mean"] = demos["return"].mean().item()
-    summary["eval/vs_demos"] = summary["eval/return_mean"] / summary["demos_return_mean"]
-    summary["eval/vs_expert"] = summary["eval/return_mean"] / summary["expert/return_mean"]
     points = [(x["eval/return_mean"], x["global_step"]) for x in rows if "eval/return_mean" in x]
     summary["best/return_mean"], summary["best/step"] = max(points, key=lambda point: point[0])
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -836,7 +810,7 @@ def save_atomically(content: dict, path: Path) -> None:
     """torch.save that leaves the old file or the new one, whole, wherever the process is killed."""
     buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(content, buffer)  # to memory first: on a full disk torch fails obscurely
-    temporary.write_bytes(buffer.getvalue())
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
@@ -901,7 +875,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            final_evaluation(load_agent(args.evaluate), args, Path(args.evaluate).parent)
+            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
+            final_evaluation(load_agent(args.evaluate), args, path)
         else:
             train(args)
     except (UserError, OSError) as error:

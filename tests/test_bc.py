@@ -1005,7 +1005,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
     monkeypatch.setattr(bc, "gradient_step", diverging)
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
     message = mistake(capsys, *flags)
-    assert "diverged at step 60" in message and "'bc/train_loss': nan" in message
+    assert "diverged at step 60" in message and "bc/train_loss" in message
     assert saved(tmp_path / "nan/checkpoint.pt")["rows"][-1]["global_step"] == 40
 
 

@@ -1020,7 +1020,7 @@ def test_resume_equals_uninterrupted(tmp_path, flags, monkeypatch, finished):
 def test_a_finished_run_goes_on_when_it_is_given_more(tmp_path, capsys, finished):
     shutil.copytree(finished, tmp_path / "run")
     checkpoint = str(tmp_path / "run/checkpoint.pt")
-    assert "this run is finished" in refused(["--resume", checkpoint], capsys)
+    assert "this run has come that far" in refused(["--resume", checkpoint], capsys)
     script.main(["--resume", checkpoint, "--total-timesteps", "800"])
     steps = [row["global_step"] for row in rows_of(tmp_path / "run")]
     assert steps == ["300", "400", "500", "600", "700", "800"]

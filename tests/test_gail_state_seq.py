@@ -792,7 +792,7 @@ def mistake(capsys, *argv) -> str:
     ("flags", "named"),
     [
         (["--seq-len", "0"], "--seq-len is 0"),
-        (["--seq-len", "101"], "the longest demonstration has 100 steps"),
+        (["--seq-len", "102"], "the longest demonstration has 101 states"),
         (["--discriminator", "transformer", "--disc-hidden-size", "30"], "a multiple of 4"),
         (["--disc-batch-size", "-1"], "--disc-batch-size is -1"),
         (["--seed", "99999999999999999999"], "--seed"),

@@ -97,5 +97,5 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     finally:
         process.kill()  # or a run of ten million steps outlives a failed test
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "interrupted; --resume <run>/checkpoint.pt goes on"
+    assert errors.strip().splitlines()[-1] == "interrupted; a run goes on with --resume <run>/checkpoint.pt"
     assert "Traceback" not in errors
