@@ -31,7 +31,7 @@ Details that matter:
 
 Shapes: B batch, O observation, A action; L steps in E demonstrations; T steps of an episode.
 
-    python bc.py                                            # the default set: 12 seconds
+    python bc.py                                            # the default set: 14 seconds
     python bc.py --loss nll --hidden-size 64                # a Gaussian policy, narrower
     python bc.py --compare-with runs/<run>/evaluation.npz   # any script's returns beside its own
     python bc.py --evaluate runs/<run>/policy.pt            # 200 episodes and their figure
@@ -162,8 +162,7 @@ class Policy(nn.Module):
         obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
         self.gaussian, self.discrete = gaussian, demos["discrete"]
         self.standardize = Standardize(demos["obs"])
-        one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
-        actions = one_hot if self.discrete else demos["actions"]
+        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # also what nobody did
         self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
         self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))

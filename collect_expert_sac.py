@@ -241,6 +241,8 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
     else:
         action, _ = tanh_gaussian(*actor(actor.standardize(obs)), noise)
     executed = actor.to_bounds(action).cpu().numpy()
+    require(np.isfinite(executed).all(), "training diverged: actions are not finite; start again "
+            "with smaller step sizes (the last checkpoint is older).")
     new_obs, reward, terminated, truncated, info = envs.step(executed)
     ended, next_obs = terminated | truncated, new_obs.copy()
     for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
@@ -325,7 +327,7 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint, then record; returns what summary.json holds."""
-    torch.set_num_threads(min(args.threads, 2))  # minibatches this small gain nothing from more
+    torch.set_num_threads(min(args.threads, 2))  # more were not tried
     device = torch.device("cuda" if args.cuda else "cpu")
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
@@ -381,10 +383,9 @@ def train(args: Args) -> dict[str, float]:
         store(buffer, transitions, before)
         if uniform and step > args.learning_starts:  # the last of the random actions
             sac.actor.fit_statistics(buffer["obs"][:step])
-        num_updates = 0
-        if step > args.learning_starts:  # updates_per_step, exactly, over the run
-            num_updates = int(step * args.updates_per_step) - int(before * args.updates_per_step)
-        for _ in range(num_updates):
+        # --updates-per-step, exactly, over the run
+        updates = int(step * args.updates_per_step) - int(before * args.updates_per_step)
+        for _ in range(updates if step > args.learning_starts else 0):
             batch = sample(buffer, min(step, args.buffer_size), args.batch_size, generator)
             logs.append(update(sac, optimizers, batch, args, generator))
 

@@ -1416,10 +1416,6 @@ def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_di
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
         if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
-        high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
-        twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
-        if twice:  # the first of two evaluations in a row at 90%
-            summary["steps_to_90"] = twice[0]
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:

@@ -65,8 +65,6 @@ from tqdm import tqdm
 MAX_LOG_RATIO = 1.0  # where PPO's ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
-# logged only where the environment gives rewards
-TRUE_RETURNS = {"charts/episodic_return", "reward/env_mean", "reward/env_std"}
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 
 
@@ -181,8 +179,7 @@ class Agent(nn.Module):
         self.discrete = demos["discrete"]
         outputs = action_dim if self.discrete else 2 * action_dim
         self.standardize = Standardize(demos["obs"])
-        one_hot = np.eye(action_dim)  # all of them, whether demonstrated or not
-        actions = one_hot if self.discrete else demos["actions"]
+        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # also what nobody did
         self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
         self.actor = mlp([obs_dim, hidden_size, hidden_size, outputs], 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
@@ -590,7 +587,7 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
         numbers = {name: x for name, x in log.items() if math.isfinite(x)}
-        bad = sorted(log.keys() - numbers.keys() - TRUE_RETURNS)
+        bad = [x for x in log if x not in numbers and x.startswith(("losses/", "disc/"))]
         require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
                 "again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | numbers)
@@ -872,10 +869,6 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
         summary |= {"demos_return_mean": demos_mean, "random_return_mean": demos["random_return"]}
         if isinstance(demos.get("expert_return_mean"), (int, float)):
             summary["expert_return_mean"] = demos["expert_return_mean"]
-        high = [row["eval/normalized_score"] >= 0.9 for row in evaluated]
-        twice = [row["global_step"] for row, *pair in zip(evaluated, high, high[1:]) if all(pair)]
-        if twice:  # the first of two evaluations in a row at 90%
-            summary["steps_to_90"] = twice[0]
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from run import steps_to_90
 
 ROOT = Path(__file__).resolve().parent.parent
 # Runs a script, as it is or with its CUDA graphs switched off, and tells how much memory it took
@@ -71,7 +72,8 @@ def measure(name: str, script: str, graphs: str, flags: list[str], folder: Path,
         rows = list(csv.DictReader(file))
     row = {"name": name, "wall_seconds": round(time.perf_counter() - start, 1)}
     row |= {key: summary.get(key) for key in ("env_steps", "seconds", "eval/return_mean", "eval/normalized_score")}
-    row |= {"steps_to_90": summary.get("steps_to_90"), "whole run, steps/s": round(summary["charts/SPS"])}
+    reached = steps_to_90([r for r in rows if r.get("eval/return_mean")], summary)
+    row |= {"steps_to_90": reached, "whole run, steps/s": round(summary["charts/SPS"])}
     later = rows[len(rows) // 5 :]  # warmed up
     parts = {key: sum(float(r[key]) for r in later) / len(later) for key in rows[0] if key.startswith("time/")}
     if parts:

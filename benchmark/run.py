@@ -435,6 +435,16 @@ def run_one(folder: Path, script: str, flags: list[str], seed: int, core: int, p
     return commit
 
 
+def steps_to_90(curve: list[dict], summary: dict) -> int | None:
+    """The first of two evaluations in a row that reach 90% of the way from random actions to the demonstrations."""
+    if "random_return_mean" not in summary:
+        return None
+    random, demos = summary["random_return_mean"], summary["demos_return_mean"]
+    high = [float(row["eval/return_mean"]) >= random + 0.9 * (demos - random) for row in curve]
+    twice = [int(row["global_step"]) for row, *pair in zip(curve, high, high[1:]) if all(pair)]
+    return twice[0] if twice else None
+
+
 def main(args: Args) -> None:
     if args.suite not in SUITES:
         sys.exit(f"--suite is {args.suite}, expected one of {', '.join(SUITES)}")
@@ -470,6 +480,7 @@ def main(args: Args) -> None:
         row = key | {"command": command_line(script, flags, seed), "commit": commit, "versions": versions, "cpu": cpu()}
         row |= json.loads((folder / "summary.json").read_text())  # a peer tells its own versions
         curve = [r for r in read_rows(folder / "metrics.csv") if r.get("eval/return_mean")]
+        row["steps_to_90"] = steps_to_90(curve, row)
         with lock:
             add_rows(results, args.suite, "_curves", [key | {name: r.get(name) for name in CURVE} for r in curve])
             add_rows(results, args.suite, "", [row])  # last: what it holds counts as done

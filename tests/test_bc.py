@@ -494,7 +494,8 @@ def test_discrete_actions_are_evaluated_likeliest_and_sampled(tmp_path, no_figur
     policy = a_policy("discrete", obs_dim=4, low=(0, 0), high=(1, 1))
     policy.net[-1].weight.data /= 50  # not sure of any
     task = {"env_id": "CartPole-v1", "max_episode_steps": 50}
-    returns = bc.final_evaluation(policy, task, bc.Args(eval_episodes=4, threads=1), tmp_path)
+    paths = tmp_path / "a.npz", tmp_path / "a.png"
+    returns = bc.final_evaluation(policy, task, bc.Args(eval_episodes=4, threads=1), *paths)
     expected = [bc.evaluate(policy, task, 4, 1 + seed, 1, seed > 20_000)[-1] for seed in (20_000, 30_000)]
     np.testing.assert_array_equal(returns, expected)
     assert (returns[0] != returns[1]).any()
@@ -635,14 +636,12 @@ def test_another_environment_without_a_score(tmp_path, demo_file, capsys, reward
     summary = run(tmp_path, "hopper", "--env-id", "Hopper-v4", "--demos", path)
     assert math.isfinite(summary["eval/return_mean"]) and "eval/fell_away" not in summary
     assert "eval/normalized_score" not in summary and "demos_return_mean" not in summary
-    figure = tmp_path / "hopper/cumulative_return.png"
-    figure.unlink()
     (tmp_path / "demos.npz").unlink()
     assert "gives no rewards" not in capsys.readouterr().out
     policy = str(tmp_path / "hopper/policy.pt")
     bc.main(["--evaluate", policy, "--eval-episodes", "4", "--threads", "1", "--demos", "nowhere"])
     assert f"{summary['eval/return_mean']:.1f} ± {summary['eval/return_std']:.1f}" in capsys.readouterr().out
-    assert figure.exists()
+    assert (tmp_path / "hopper/policy.png").exists()
 
 
 @pytest.mark.parametrize("replaced", [{}, {"rewards": None}])
@@ -822,8 +821,8 @@ def test_a_run_killed_in_its_final_evaluation_is_not_finished(tmp_path, monkeypa
 def test_a_finished_run_goes_on_longer_and_says_so(tmp_path, capsys, no_episodes):
     checkpoint = str(tmp_path / "a/checkpoint.pt")
     run(tmp_path, "a", "--gradient-steps", "50")
-    assert "finished" in mistake(capsys, "--resume", checkpoint)
-    assert "finished" in mistake(capsys, "--resume", checkpoint, "--gradient-steps", "40")
+    assert "has come that far" in mistake(capsys, "--resume", checkpoint)
+    assert "has come that far" in mistake(capsys, "--resume", checkpoint, "--gradient-steps", "40")
     assert json.loads((tmp_path / "a/config.json").read_text())["gradient_steps"] == 50
     bc.main(["--resume", checkpoint, "--gradient-steps=80"])
     rows = rows_of(tmp_path / "a")
@@ -839,14 +838,17 @@ def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys, loss):
     run(tmp_path, "a", "--loss", loss)
     courses, figure = tmp_path / "a/evaluation.npz", tmp_path / "a/cumulative_return.png"
     before, drawn = dict(np.load(courses)), figure.read_bytes()
-    courses.unlink()
-    figure.unlink()
     capsys.readouterr()
     bc.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "4", "--threads", "1"])
     assert "mean action" in capsys.readouterr().out
-    after = np.load(courses)
+    after = np.load(tmp_path / "a/policy.npz")
     assert all((before[name] == after[name]).all() for name in before)
-    assert figure.read_bytes() == drawn
+    assert (tmp_path / "a/policy.png").read_bytes() == drawn
+    slow = ["--evaluate", str(tmp_path / "a/policy_slow.pt"), "--eval-episodes", "2"]
+    bc.main([*slow, "--threads", "1"])
+    assert {path.name for path in (tmp_path / "a").iterdir()} >= {"policy_slow.npz", "policy_slow.png"}
+    kept = np.load(courses)  # the run's own
+    assert all((before[name] == kept[name]).all() for name in before) and figure.read_bytes() == drawn
 
 
 def test_a_saved_policy_acts_as_the_live_one(tmp_path, monkeypatch, no_figures):
@@ -875,12 +877,12 @@ def test_compare_with_draws_any_scripts_evaluation(tmp_path, monkeypatch):
     demos_mean = np.load(DEMOS)["rewards"].sum(dtype=np.float64) / 50
     assert len(drawn) == 2
     assert drawn[0][1]["random_return"] == drawn[1][1]["random_return"]
-    for courses, demos, figure in drawn:
+    for courses, demos, _ in drawn:
         assert list(courses) == ["behaviour cloning", "gail/evaluation.npz"]
         np.testing.assert_array_equal(courses["behaviour cloning"], own)
         np.testing.assert_array_equal(courses["gail/evaluation.npz"], other)
         assert np.mean(demos["returns"]) == pytest.approx(demos_mean)
-        assert figure == tmp_path / "a/cumulative_return.png"
+    assert [args[2].name for args in drawn] == ["cumulative_return.png", "policy.png"]
 
 
 def test_runs_alone_beside_data(tmp_path):

@@ -286,6 +286,16 @@ def test_a_table_leaves_out_columns_that_hold_nothing():
     assert head.count("|") == first.count("|") == second.count("|")
 
 
+def test_steps_to_90_needs_two_evaluations_in_a_row():
+    """Halfway from -100 to 100 is a score of 0.5, 80 of 0.9."""
+    summary = {"random_return_mean": -100.0, "demos_return_mean": 100.0}
+    points = enumerate((82.0, 78.0, 90.0, 81.0, 70.0, 95.0), 2)
+    curve = [{"global_step": str(step), "eval/return_mean": str(x)} for step, x in points]
+    assert run.steps_to_90(curve, summary) == 4
+    assert run.steps_to_90(curve[:3], summary) is None and run.steps_to_90([], summary) is None
+    assert run.steps_to_90(curve, {}) is None  # what random actions earn is not known
+
+
 def test_steps_to_90_counts_the_seeds_that_never_got_there():
     row = {"demos_return_mean": "600", "eval/return_mean": "300", "eval/vs_expert": "0.48", "seconds": "0"}
     row |= {"env_steps": "9", "charts/SPS": "1", "commit": "abc", "versions": "torch 1"}

@@ -413,6 +413,10 @@ def test_each_set_has_the_noise_that_it_is_named_after(tmp_path, monkeypatch):
         assert metadata["return_mean"] == pytest.approx(per_episode.mean(), rel=1e-5)
         np.testing.assert_allclose(returns[level], per_episode, rtol=1e-4)
     assert len(list((tmp_path / "new").iterdir())) == 5
+    seeds.clear()
+    c.record_sets(an_actor(), {**CHEETAH, "env_id": "gymnasium:HalfCheetah-v4"}, tmp_path / "more", 2, 3)
+    assert seeds[1:] == [52_001, 52_002, 52_003, 52_004, 52_005]  # no episode in common with other seeds
+    assert (tmp_path / "more/gymnasium-halfcheetah-v4_sac_deterministic.npz").exists()
 
 
 def test_the_shipped_expert_records_the_shipped_sets_again():
@@ -485,7 +489,7 @@ def test_collect_records_sets_of_a_saved_expert(tmp_path, capsys):
         metadata = json.loads(str(file["metadata"]))
         expected = c.record_episodes(an_actor(), CHEETAH, 1.5, 2, metadata["seed"])
         assert (file["observations"] == expected["observations"]).all()
-    assert {"expert_sha256", "versions"} <= metadata.keys() and metadata["seed"] == 50_006
+    assert {"expert_sha256", "versions"} <= metadata.keys() and metadata["seed"] == 52_004
 
 
 # Whole runs
@@ -588,7 +592,7 @@ def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, ca
     flags = "--total-timesteps 4000 --eval-interval 2000 --checkpoint-interval 2000"
     run(tmp_path, "a", *flags.split())
     checkpoint = str(tmp_path / "a/checkpoint.pt")
-    assert "finished" in mistake(capsys, "train", "--resume", checkpoint)
+    assert "has come that far" in mistake(capsys, "train", "--resume", checkpoint)
     c.main(["train", "--resume", checkpoint, "--total-timesteps=8000"])
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == [2000, 4000, 6000, 8000]
@@ -663,6 +667,20 @@ class Match(gym.Env):
 
 
 gym.register("Match-v0", Match)
+
+
+@pytest.mark.parametrize("what", ["shown", "reward"])
+def test_what_is_no_number_is_the_environments_mistake(tmp_path, monkeypatch, capsys, what):
+    step = Match.step
+
+    def broken(self, action):
+        obs, reward, *others = step(self, action)
+        return (np.full(1, np.nan), reward, *others) if what == "shown" else (obs, np.nan, *others)
+
+    monkeypatch.setattr(Match, "step", broken)
+    flags = "--env-id Match-v0 --max-episode-steps 10 --total-timesteps 4000".split()
+    message = mistake(capsys, *TINY, *flags, "--output-dir", str(tmp_path), "--run-name", "a")
+    assert "--env-id Match-v0: an observation or a reward is not a finite number; mend the environment" in message
 
 
 def test_a_whole_run_learns_what_can_be_learned_in_seconds(tmp_path, without_sets):

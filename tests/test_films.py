@@ -60,7 +60,7 @@ def test_a_run_learns_from_a_film_and_its_files_tell(tmp_path):
     assert config["gamma"] == 0.9  # the demonstrations have 12 steps at most
     evaluation = np.load(tmp_path / "run/evaluation.npz")
     script.main(["--evaluate", str(tmp_path / "run/policy.pt"), "--eval-episodes", "2", "--threads", "1"])
-    again = np.load(tmp_path / "run/evaluation.npz")
+    again = np.load(tmp_path / "run/policy.npz")
     assert all(np.array_equal(evaluation[x], again[x]) for x in evaluation.files)
 
 

@@ -209,6 +209,29 @@ def test_demonstrations_of_another_version_of_the_same_body_are_taken_with_a_war
         assert load(demo_file(), env_id="HalfCheetah-v5")["env_id"] == "HalfCheetah-v5"
 
 
+def test_an_environment_has_its_name_with_or_without_its_module(demo_file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(demo_file(), env_id="gymnasium:HalfCheetah-v4")["env_id"] == "gymnasium:HalfCheetah-v4"
+        told = demo_file(make={"env_id": "gymnasium:HalfCheetah-v4"})
+        assert load(told)["env_id"] == "HalfCheetah-v4"
+    with pytest.raises(g.UserError, match="recorded in Hopper-v4"):
+        load(demo_file(make={"env_id": "Hopper-v4"}), env_id="gymnasium:HalfCheetah-v4")
+
+
+def test_a_rare_action_can_be_executed_and_a_rare_observation_does_not_flatten_the_others():
+    data = np.zeros((1000, 2))
+    data[:, 0], data[3, 1] = np.random.default_rng(0).normal(size=1000), 1.0  # 32 deviations
+    x = torch.from_numpy(data)
+    whole, clipped = g.Standardize(data, whole=True), g.Standardize(data)
+    np.testing.assert_allclose(whole.undo(whole(x)), data, atol=1e-6)
+    assert (whole(x)[:, 0] == clipped(x)[:, 0]).all() and clipped(x).max() == g.INPUT_CLIP
+    task = a_task(2, 2) | {"actions": data, "low": -np.ones(2), "high": np.ones(2)}
+    agent = g.Agent(task, 8, torch.Generator())
+    assert agent.execute(agent.standardize_action(x))[3, 1] == pytest.approx(1.0)
+    assert agent.standardize.std.max() < 2
+
+
 def envs_with(space) -> gym.vector.VectorEnv:
     envs = gym.vector.VectorEnv()
     envs.single_observation_space, envs.single_action_space = gym.spaces.Box(-1, 1, (3,)), space
@@ -386,15 +409,14 @@ def test_reward_normalizer_equals_numpy_over_its_window(monkeypatch):
     np.testing.assert_allclose(normalizer.normalize(x), centered, rtol=1e-5)
 
 
-def test_steps_to_90_needs_two_evaluations_in_a_row(tmp_path, monkeypatch):
+def test_the_report_knows_the_best_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(g, "final_evaluation", lambda *args: [np.ones(2), np.ones(2)])
     monkeypatch.setattr(g, "plot_curves", lambda *args: None)
     curve = [(1, 0.5), (2, 0.95), (3, 0.8), (4, 0.95), (5, 0.9)]
     rows = [{"global_step": step, "eval/return_mean": 10 * x, "eval/normalized_score": x} for step, x in curve]
     demos = {"returns": np.full(3, 10.0), "random_return": 0.0}
     summary = g.report(None, demos, rows, 5.0, g.Args(), tmp_path)
-    assert summary["steps_to_90"] == 4 and summary["best/step"] == 2 and summary["charts/SPS"] == 1
-    assert "steps_to_90" not in g.report(None, demos, rows[:3], 5.0, g.Args(), tmp_path)
+    assert summary["best/step"] == 2 and summary["charts/SPS"] == 1 and summary["eval/normalized_score"] == 0.1
 
 
 # The steps of the loop
@@ -669,7 +691,6 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     assert [int(row["global_step"]) for row in rows] == [800, 1600, 2400, 3200]
     assert [bool(row["eval/return_mean"]) for row in rows] == [False, True, False, True]
     assert summary["env_steps"] == 3200 and math.isfinite(summary["eval/normalized_score"])
-    assert "steps_to_90" not in summary
     courses = np.load(tmp_path / "a/evaluation.npz")
     assert courses["mean_action"].shape == courses["sampled"].shape == (100, 4)
     assert courses["mean_action"][-1].mean() == summary["eval/return_mean"]
@@ -747,8 +768,8 @@ def test_a_run_that_fails_at_its_figure_is_not_finished(tmp_path, monkeypatch):
 def test_a_finished_run_goes_on_longer_and_says_that_it_is_finished(tmp_path, capsys):
     checkpoint = str(tmp_path / "a/checkpoint.pt")
     run(tmp_path, "a")
-    assert "finished" in mistake(capsys, "--resume", checkpoint)
-    assert "finished" in mistake(capsys, "--resume", checkpoint, "--total-timesteps", "1600")
+    assert "has come that far" in mistake(capsys, "--resume", checkpoint)
+    assert "has come that far" in mistake(capsys, "--resume", checkpoint, "--total-timesteps", "1600")
     g.main(["--resume", checkpoint, "--total-timesteps=4800"])
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == list(range(800, 4801, 800))
@@ -769,12 +790,15 @@ def test_a_run_that_was_killed_before_its_summary_gets_it(tmp_path):
 def test_evaluate_repeats_the_final_evaluation(tmp_path, capsys):
     run(tmp_path, "a")
     before = dict(np.load(tmp_path / "a/evaluation.npz"))
-    (tmp_path / "a/evaluation.npz").unlink()
     capsys.readouterr()
     g.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "4"])
     assert "mean action" in capsys.readouterr().out
-    after = np.load(tmp_path / "a/evaluation.npz")
+    after = np.load(tmp_path / "a/policy.npz")
     assert all((before[name] == after[name]).all() for name in before)
+    g.main(["--evaluate", str(tmp_path / "a/policy.pt"), "--eval-episodes", "2", "--seed", "5"])
+    assert np.load(tmp_path / "a/policy.npz")["sampled"].shape == (100, 2)
+    kept = np.load(tmp_path / "a/evaluation.npz")  # the run's own
+    assert all((before[name] == kept[name]).all() for name in before)
 
 
 def test_a_saved_policy_is_the_network_and_its_normalization(tmp_path):
@@ -861,7 +885,7 @@ def test_score_is_0_for_random_actions_and_1_for_the_demonstrations():
         assert metrics == pytest.approx(
             {"eval/return_mean": mean, "eval/return_std": 1.0, "eval/normalized_score": score}
         )
-    for demos_return in (-1300.0, math.nan):  # no better than random actions; unknown
+    for demos_return in (-1300.0, math.nan, math.inf):  # no better than random actions; unknown
         demos["returns"] = np.array([demos_return])
         assert "eval/normalized_score" not in g.return_metrics(np.ones(2), demos)
     assert g.return_metrics(np.array([1.0, math.nan]), demos) == {}
@@ -938,6 +962,14 @@ def test_an_environment_without_rewards_trains_and_says_so_once(tmp_path, falls_
 def test_observations_that_are_no_numbers_are_named(tmp_path, falls_demos, capsys):
     message = mistake(capsys, *TINY, *falls_demos("NanObs"), "--output-dir", str(tmp_path))
     assert "tests/NanObs-v0: dimension 0 of an observation is nan at step 17" in message
+
+
+def test_the_first_observation_of_an_episode_is_looked_at_too(monkeypatch):
+    envs = g.make_envs({"env_id": "tests/Falls-v0", "max_episode_steps": 5}, 2, threads=1)
+    episodes, nothing = first_episodes(envs, limit=5), np.full(1, np.nan, np.float32)
+    monkeypatch.setattr(Falls, "reset", lambda self, **kwargs: (nothing, {}))
+    with pytest.raises(g.UserError, match="dimension 0 of an observation is nan at step 0"):
+        g.collect(envs, an_agent(1, 1), episodes, 6, torch.Generator().manual_seed(0))
 
 
 def test_discrete_actions_train_resume_and_evaluate(tmp_path, falls_demos, capsys):

@@ -137,6 +137,8 @@ TABLE = [
     (("bc",), "--val-fraction 1", "--val-fraction is 1.0"),
     (("bc",), "--polyak 1", "--polyak is 1.0"),
     (("bc",), "--compare-with {}/text.npz", "--compare-with {}/text.npz: "),
+    (("bc",), "--compare-with {}/flat.npz", "its mean_action has shape (3,), expected (T, E)"),
+    (IMITATORS, "--demos {}/endless.npz", "endless.npz: cannot convert float infinity to integer"),
     (("collect_expert_sac",), "--learning-starts 1", "--learning-starts is 1"),
     (("collect_expert_sac",), "--buffer-size 0", "--buffer-size is 0"),
     (("toy_pointnav",), "--cg-iterations 0", "--cg-iterations is 0"),
@@ -230,6 +232,8 @@ def broken_files(tmp_path_factory):
     demos("no_steps.npz", lengths=np.array([5, 0, 7]), **qpos)
     demos("too_long.npz", metadata='{"env_id": "HalfCheetah-v4", "max_episode_steps": 4}', **qpos)
     demos("flags.npz", terminated=np.zeros(3, np.int64), **qpos)
+    demos("endless.npz", metadata='{"env_id": "HalfCheetah-v4", "max_episode_steps": Infinity}', **qpos)
+    np.savez(folder / "flat.npz", mean_action=np.ones(3))
     demos("no_limit.npz", metadata='{"env_id": "HalfCheetah-v4"}', **qpos)
     demos("no_actions.npz", actions=None)
     demos("good_states.npz")
