@@ -1,11 +1,14 @@
 """benchmark/: the report's statistics and tables, and the suites' command lines."""
 
+import builtins
 import difflib
+import dis
 import importlib
 import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +123,21 @@ def test_links_to_lines_are_numbered_anew_or_refused(tmp_path, monkeypatch):
     for code in ("y = ", "z = "):
         with pytest.raises(SystemExit, match="expected one"):
             report.with_lines(f'[x](a.py#L1 "{code}")')
+
+
+def unknown_names(code) -> set[str]:
+    """Names that a module's code and its functions read and nobody defines."""
+    used = {x.argval for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    known = {x.argval for x in dis.get_instructions(code) if x.opname == "STORE_NAME"} | vars(builtins).keys()
+    inside = (x for x in code.co_consts if isinstance(x, types.CodeType))
+    return (used | set().union(*map(unknown_names, inside))) - known - {"__annotations__"}
+
+
+@pytest.mark.parametrize("patch", sorted((ROOT / "benchmark/patches").glob("*.patch")), ids=lambda path: path.stem)
+def test_a_patched_script_knows_all_names(patch, tmp_path):
+    code = run.patched(str(patch.relative_to(ROOT)), tmp_path / "x").read_text()
+    module_names = {"__name__", "__file__", "__module__", "__qualname__"}
+    assert unknown_names(compile(code, patch.name, "exec")) <= module_names
 
 
 @pytest.mark.parametrize("suite", run.SUITES)
