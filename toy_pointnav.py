@@ -65,6 +65,7 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
+INPUT_SCALE = 2.5  # on which positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
 FISHER_STRIDE = 5  # TRPO's Fisher matrix is estimated on every fifth state; odd, for all worlds
@@ -143,8 +144,8 @@ def tanh_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.S
 
 
 class ActorCritic(nn.Module):
-    """Policy and value on a shared trunk. Positions are within -1 and 1, so they are seen as they
-    are; the other scripts standardize what they see."""
+    """Policy and value on a shared trunk. (The other scripts standardize what they see by the
+    demonstrations' statistics; here a factor will do.)"""
 
     def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
@@ -156,9 +157,12 @@ class ActorCritic(nn.Module):
         if continuous:
             self.log_std = nn.Parameter(torch.full((2,), INITIAL_LOG_STD))
 
+    def features(self, obs: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(INPUT_SCALE * obs))
+
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """Policy, and value (B,), from observations (B, 2)."""
-        features = torch.tanh(self.trunk(obs))
+        features = self.features(obs)
         output, value = self.actor(features), self.critic(features).squeeze(-1)
         if self.continuous:
             return Independent(Normal(output, self.log_std.exp()), 1), value
@@ -197,7 +201,7 @@ class PairDiscriminator(nn.Module):
     def pairs(self, obs: Tensor, executed: Tensor) -> Tensor:
         if not executed.is_floating_point():
             executed = F.one_hot(executed, len(MOVES)).float()
-        return torch.cat([obs, executed], dim=-1)
+        return torch.cat([INPUT_SCALE * obs, executed], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
@@ -480,7 +484,7 @@ def update_by_trpo(agent: ActorCritic, optimizer, rollout, rewards, args: Args):
     log |= trpo_step(agent, batch["obs"], batch["action"], advantage, args)
     with torch.no_grad():
         log["losses/entropy"] = agent(batch["obs"])[0].entropy().mean().item()
-        features = torch.tanh(agent.trunk(batch["obs"]))
+        features = agent.features(batch["obs"])
     for _ in range(args.value_steps):
         value_loss = 0.5 * F.mse_loss(agent.critic(features).squeeze(-1), batch["return"])
         optimizer.zero_grad()

@@ -54,7 +54,7 @@ DRAWN = {
     "pixels": of("pixels", "policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"),
     "peers": of("former/peers", *PEERS),
     "peers_minutes": of("former/peers", *PEERS),
-    "long": of("former/long", "GAIL 20M"),
+    "long": of("long", "GAIL 20M"),
     "hopper": of("endings", "Hopper, GAIL", "Hopper, GAIL on states"),
     "state_seq": of("former/state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
     "scripts": SCRIPTS,
