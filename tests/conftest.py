@@ -5,14 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # a core for each worker, "gw0" and so on: threads of several that share cores wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(cores)]})
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads on one core: do not spin while waiting
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402  # after its settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
