@@ -65,10 +65,10 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
-INPUT_SCALE = 2.5  # on which positions, as the expert visits them, spread by about 1
+INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
-FISHER_STRIDE = 5  # TRPO's Fisher matrix is estimated on every fifth state; odd, for all worlds
+FISHER_STRIDE = 5  # TRPO's Fisher matrix is estimated on every fifth state, of all 128 worlds
 STEP_SIZE, GOAL_RADIUS, MAX_EPISODE_STEPS = 0.2, 0.12, 60  # of the world
 MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)
 ACTION_NAMES = ["stay", "up", "down", "left", "right"]

@@ -251,7 +251,7 @@ def toy_table(groups: dict[str, list[dict]]) -> str:
     columns = {
         "starts solved by the expert, %": ("expert/success_mean", 100),
         "by the policy, %": ("eval/success_mean", 100),
-        "steps of a solved or failed episode": ("eval/length_mean", 1),
+        "steps an episode": ("eval/length_mean", 1),
         "D tells the untrained policy, %": ("disc/initial_accuracy", 100),
         "a fresh D the trained one, %": ("disc/fresh_accuracy", 100),
         "seconds": ("seconds", 1),

@@ -824,6 +824,8 @@ def test_a_finished_run_goes_on_longer_and_says_so(tmp_path, capsys, no_episodes
     assert "has come that far" in mistake(capsys, "--resume", checkpoint)
     assert "has come that far" in mistake(capsys, "--resume", checkpoint, "--gradient-steps", "40")
     assert json.loads((tmp_path / "a/config.json").read_text())["gradient_steps"] == 50
+    moved = ["--resume", checkpoint, "--compare-with", "nowhere.npz"]  # may be told anew
+    assert "--compare-with nowhere.npz: No such" in mistake(capsys, *moved)
     bc.main(["--resume", checkpoint, "--gradient-steps=80"])
     rows = rows_of(tmp_path / "a")
     assert [int(row["global_step"]) for row in rows] == [20, 40, 50, 60, 80]

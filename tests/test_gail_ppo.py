@@ -753,7 +753,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
     assert all(torch.equal(whole["agent"][k], killed["agent"][k]) for k in whole["agent"])
 
 
-def test_a_run_that_fails_at_its_figure_is_not_finished(tmp_path, monkeypatch):
+def test_a_run_that_fails_at_its_figure_is_not_finished(tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise Killed
 
@@ -761,6 +761,8 @@ def test_a_run_that_fails_at_its_figure_is_not_finished(tmp_path, monkeypatch):
         patch.setattr(g, "plot_curves", fail)
         run(tmp_path, "a")
     assert not (tmp_path / "a/summary.json").exists()
+    fewer = ["--resume", str(tmp_path / "a/checkpoint.pt"), "--total-timesteps", "1600"]
+    assert "has come that far" in mistake(capsys, *fewer)
     g.main(["--resume", str(tmp_path / "a/checkpoint.pt")])
     assert (tmp_path / "a/summary.json").exists() and (tmp_path / "a/curves.png").exists()
 

@@ -141,6 +141,7 @@ TABLE = [
     (IMITATORS, "--demos {}/endless.npz", "endless.npz: cannot convert float infinity to integer"),
     (("collect_expert_sac",), "--learning-starts 1", "--learning-starts is 1"),
     (("collect_expert_sac",), "--buffer-size 0", "--buffer-size is 0"),
+    (("collect_expert_sac",), "--buffer-size 31", "--buffer-size is 31, expected a number, 32 or more"),
     (("toy_pointnav",), "--cg-iterations 0", "--cg-iterations is 0"),
 ]
 COLLECT = [  # of collect_expert_sac.py collect

@@ -2,8 +2,9 @@
 
 It needs packages of its own, older than ours:
 
-    python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmark/peers/requirements.txt
-    python benchmark/run.py --suite peers --peer-python .venv-peers/bin/python    # in turn with our scripts
+    python3 -m venv .venv-imitation && .venv-imitation/bin/pip install -r benchmark/peers/requirements.txt
+
+docs/results.md has the command that runs the peers in turn with our scripts.
 
 A run writes metrics.csv and summary.json under the names that our scripts use: the same 100-step episodes, 20 of them
 with the mean action every 50,000 steps, left out of the time, and at the end 100 with the mean action and 100 sampled.
