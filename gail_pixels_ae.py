@@ -1381,8 +1381,9 @@ def final_evaluation(nets, render, graphs, task: dict, args, path: Path) -> list
     return [mean[-1], sampled[-1]]
 
 
-def evaluate_file(args: Args) -> None:
-    """--evaluate: the policy of a policy.pt, with the settings of its eyes."""
+def load_agent(args: Args) -> tuple:
+    """The networks of a policy.pt, --evaluate, and what they need to see: their renderer, graphs,
+    task, and settings."""
     saved = load_file(args.evaluate, "--evaluate", "gail_pixels_ae policy")
     require(saved["args"].keys() == vars(args).keys(), f"--evaluate {args.evaluate}: another "
             "version of this script wrote it; give a file of this one.")
@@ -1396,9 +1397,7 @@ def evaluate_file(args: Args) -> None:
     no_states = np.zeros((1, *envs.single_observation_space.shape))
     nets = Networks(no_frames, no_states, envs.single_action_space, trained, Generator())
     nets.to(device).load_state_dict(saved["networks"])
-    graphs = make_graphs(nets, render, {}, trained)
-    path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
-    final_evaluation(nets, render, graphs, task, trained, path)
+    return nets, render, make_graphs(nets, render, {}, trained), task, trained
 
 
 def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_dir: Path) -> dict:
@@ -1594,7 +1593,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            evaluate_file(args)
+            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
+            final_evaluation(*load_agent(args), path)
         else:
             train(args)
     except (UserError, OSError) as error:

@@ -51,7 +51,7 @@ DRAWN = {
         "original_table",
         *("GAIL + normalization", "combined", "GAIL without normalization", "PPO, gamma 0.99, lambda 0.95"),
     ),
-    "pixels": of("pixels", "policy on latents, 1M", "policy on the state, 1M", "policy on latents, 3M"),
+    "pixels": of("frames", "HalfCheetah, 1M, on an H200", "HalfCheetah, 1M"),
     "peers": of("former/peers", *PEERS),
     "peers_minutes": of("former/peers", *PEERS),
     "long": of("long", "GAIL 20M"),

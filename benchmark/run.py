@@ -139,7 +139,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "peers": [  # in turn, seed by seed; wants --imitation-python and --tianshou-python, see benchmark/peers/
         (variant, script, flags.split(), range(seed, seed + 1))
-        for seed in FIVE
+        for seed in THREE
         for variant, script, flags in (
             ("GAIL, ours", "gail_ppo.py", ""),
             ("GAIL, imitation, its settings", IMITATION, "--settings own"),
@@ -192,7 +192,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         for name in ("Torque1", "Torque100", "Torque0p01", "Unbounded", "Obs1e6", "Obs1e-6", "Far")
     ],
     "state_seq": [
-        ("N = 2", "gail_state_seq.py", ["--seq-len", "2"], TEN),
+        ("N = 2", "gail_state_seq.py", ["--seq-len", "2"], FIVE),
         *((f"N = {n}", "gail_state_seq.py", ["--seq-len", str(n)], FIVE) for n in (1, 3, 4, 5)),
         ("N = 2, 1M", "gail_state_seq.py", ["--seq-len", "2", *MILLION], FIVE),
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], FIVE),

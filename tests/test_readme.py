@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import DEMOS, ROOT
 
+import gail_pixels_ae
 import gail_ppo
+import gail_rssm
 
 README = (ROOT / "README.md").read_text()
 DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -76,7 +78,7 @@ def test_every_command_parses(command, monkeypatch, tmp_path):
 
 
 def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):
-    code, _ = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
+    register, code, _ = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     episodes = []
@@ -86,13 +88,17 @@ def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):
     exec(code, {"episodes": episodes})
     demos = gail_ppo.load_demos(gail_ppo.Args(demos="my_demos.npz", env_id="Hopper-v4"), ["actions", "rewards"])
     assert demos["lengths"].tolist() == [30, 40] and demos["terminated"].tolist() == [True, False]
+    (tmp_path / "my_envs.py").write_text(register)  # as the page begins
+    (tmp_path / "my_package.py").write_text("from gymnasium.envs.mujoco.hopper_v4 import HopperEnv as MyEnv\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    exec(code.replace("Hopper-v4", "Mine-v0"), {"episodes": episodes})
     flags = ["--total-timesteps", "400", "--num-envs", "4", "--num-steps", "50", "--eval-episodes", "2"]
-    gail_ppo.main(["--env-id", "Hopper-v4", "--demos", "my_demos.npz", "--run-name", "a", *flags])
+    gail_ppo.main(["--env-id", "my_envs:Mine-v0", "--demos", "my_demos.npz", "--run-name", "a", *flags])
     assert (tmp_path / "runs/a/summary.json").exists()
 
 
 def test_the_example_that_flattens_makes_an_environment(tmp_path, monkeypatch):
-    _, code = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
     space = gym.spaces.Dict({"angle": gym.spaces.Box(-1, 1, (2,)), "speed": gym.spaces.Box(-8, 8, (1,))})
 
     class DictEnv(gym.Env):
@@ -114,6 +120,22 @@ def test_the_example_that_uses_a_policy_acts(tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
     assert names["obs"].shape == (17,) and np.isfinite(names["reward"])
+
+
+def test_the_examples_that_use_policies_with_a_memory_act(tmp_path, monkeypatch, capsys):
+    rssm, pixels = re.findall(r"```python\n(.*?)```", DOCS["reading_a_run"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    common = ["--demos", str(DEMOS), "--num-envs", "4", "--eval-episodes", "2", "--threads", "1"]
+    small = "--updates 1 --num-steps 20 --batch-size 4 --sequence-length 12 --num-starts 8 --horizon 3".split()
+    gail_rssm.main([*common, "--run-name", "my_rssm", *small, "--total-timesteps", "1200"])
+    names: dict = {}
+    exec(rssm, names)
+    assert names["truncated"] and np.isfinite(names["reward"])
+    small = "--num-steps 8 --ae-steps 1 --pretrain-steps 1 --predictor-steps 1 --update-epochs 1".split()
+    gail_pixels_ae.main([*common, "--run-name", "my_pixels", *small, "--total-timesteps", "96"])
+    exec(pixels, names)
+    shapes, returns = "torch.Size([4, 56, 96]) torch.Size([4, 6])", names["step"]["return"]
+    assert capsys.readouterr().out.count(shapes) == 100 and returns.isfinite().all() and len(returns.unique()) == 4
 
 
 def test_the_diff_names_lines_that_are_there():
