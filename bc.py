@@ -48,6 +48,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +106,7 @@ class Args:
         at_most = {"seed": 2**31 - 1, "polyak": 0.9999, "val_fraction": 0.99}
         check_numbers(self, may_be_zero, {}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
-                "GPU; drop it or install a CUDA build of torch.")
+                "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
             has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
             self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
@@ -130,7 +131,7 @@ def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
-    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
     since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
@@ -162,8 +163,8 @@ class Policy(nn.Module):
         obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
         self.gaussian, self.discrete = gaussian, demos["discrete"]
         self.standardize = Standardize(demos["obs"])
-        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # also what nobody did
-        self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
+        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # all, even unseen ones
+        self.standardize_action = Standardize(actions, whole=True)  # no action may be clipped
         self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
         self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
@@ -268,6 +269,7 @@ def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     torch.set_num_threads(1)  # minibatches this small are slower on more
     device = torch.device("cuda" if args.cuda else "cpu")
+    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["observations", "actions"])
     envs = make_envs(demos, 1, 1)
@@ -353,7 +355,7 @@ def train(args: Args) -> dict[str, float]:
 
 def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
-    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    episodes that the seed draws. Adds "obs" (L, O), from before each action, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
     path = Path(args.demos)
     if not path.exists():
@@ -368,7 +370,7 @@ def load_demos(args, required: list[str]) -> dict:
         if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
             longest = lengths.max()
             raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
@@ -496,6 +498,9 @@ def match_demos(demos: dict, envs) -> None:
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
+    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    if len(constant):
+        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
@@ -540,7 +545,7 @@ def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, thread
 
 
 def check_finite(envs, obs: np.ndarray, step) -> None:
-    """UserError that names the first number of observations (N, O) that is none."""
+    """UserError that names the first entry of observations (N, O) that is not finite."""
     if not np.isfinite(obs).all():
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
@@ -687,10 +692,8 @@ def plot_cumulative_returns(courses: dict[str, np.ndarray], demos: dict, path: P
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
-    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -705,6 +708,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    print(f"the run's folder is {run_dir}", flush=True)
     return run_dir
 
 

@@ -45,6 +45,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -108,7 +109,7 @@ class Args:
         at_least = {"learning_starts": 2 * self.num_envs, "buffer_size": self.num_envs}
         check_numbers(self, "seed threads gamma tau", at_least, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
-                "GPU; drop it or install a CUDA build of torch.")
+                "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
             has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
             self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
@@ -327,8 +328,9 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint, then record; returns what summary.json holds."""
-    torch.set_num_threads(min(args.threads, 2))  # more were not tried
+    torch.set_num_threads(min(args.threads, 2))
     device = torch.device("cuda" if args.cuda else "cpu")
+    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
     envs = make_envs(task, args.num_envs, args.threads)
@@ -616,10 +618,8 @@ def report(returns: dict, rows: list[dict], seconds: float, args: Args, run_dir:
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
-    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -634,6 +634,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    print(f"the run's folder is {run_dir}", flush=True)
     return run_dir
 
 

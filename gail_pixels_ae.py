@@ -53,6 +53,7 @@ import time
 import warnings
 from collections import Counter, deque
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -175,7 +176,7 @@ class Args:
         require(self.num_envs % WORLD_SIZE == 0, f"--num-envs is {self.num_envs}, but "
                 f"{WORLD_SIZE} processes divide it; give a multiple of that.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
-                "GPU; drop it or install a CUDA build of torch.")
+                "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
             has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
             cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
@@ -195,10 +196,9 @@ class Args:
 def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
     """Linear layers with LayerNorm and SiLU between, orthogonal weights (gain sqrt 2; of the last
     layer output_gain)."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+    layers, gains = [], [math.sqrt(2)] * (len(sizes) - 2) + [output_gain]
+    for fan_in, fan_out, gain in zip(sizes[:-1], sizes[1:], gains):
         layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.SiLU()]
-        gain = output_gain if len(layers) == 3 * len(sizes) - 3 else math.sqrt(2)
         nn.init.orthogonal_(layers[-3].weight, gain, generator=generator)
         nn.init.zeros_(layers[-3].bias)
     return nn.Sequential(*layers[:-2])
@@ -206,7 +206,7 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
-    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
     since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
@@ -488,26 +488,27 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
-    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
+    spends its steps_left (...) until the time limit in the absorbing state."""
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
-    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
-    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+    """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
+    counts (2,) of real and of absorbing steps, of expert and policy.
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
-    shared out as the policy's are: an end that the expert never met is never paid for."""
+    proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
+    lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of all rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -519,7 +520,8 @@ class RewardNormalizer:
     def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
+        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
+        return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -892,6 +894,11 @@ def train(args: Args) -> dict[str, float]:
         if RANK > 0:
             continue  # process 0 evaluates, logs and saves
         step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
+        # Nothing may hang on the true return, not even whether the run goes on.
+        losses = [name for name in log if name.startswith(("losses/", "disc/", "ae/"))]
+        bad = [name for name in losses if not math.isfinite(log[name])]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(nets, render, graphs, demos, 20, args.seed + 10_000, args)[-1]
             log |= return_metrics(returns, demos)
@@ -902,11 +909,6 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizers["agent"].param_groups[0]["lr"].item()
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         log |= dict(zip(names, np.diff(clock).tolist()))
-        # Nothing may hang on the true return, not even whether the run goes on.
-        losses = [name for name in log if name.startswith(("losses/", "disc/", "ae/"))]
-        bad = [name for name in losses if not math.isfinite(log[name])]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
         rows.append({"global_step": step} | log)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -941,7 +943,7 @@ def train(args: Args) -> dict[str, float]:
 
 def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
-    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    episodes that the seed draws. Adds "obs" (L, O), from before each action, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
     path = Path(args.demos)
     if not path.exists():
@@ -956,7 +958,7 @@ def load_demos(args, required: list[str]) -> dict:
         if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
             longest = lengths.max()
             raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
@@ -1494,10 +1496,8 @@ def record_side_by_side(nets, render, graphs, demos: dict, args: Args, path: Pat
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
-    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -1512,6 +1512,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    print(f"the run's folder is {run_dir}", flush=True)
     return run_dir
 
 

@@ -60,6 +60,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -173,7 +174,7 @@ class Args:
         require(self.image_size % 8 == 0, f"--image-size is {self.image_size}, expected a multiple "
                 "of 8; change it.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
-                "GPU; drop it or install a CUDA build of torch.")
+                "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
             has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
             self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
@@ -192,7 +193,7 @@ def norm_mlp(sizes: list[int]) -> nn.Sequential:
 
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
-    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
     since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
@@ -465,19 +466,20 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
-    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
+    spends its steps_left (...) until the time limit in the absorbing state."""
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
-    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
-    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+    """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
+    counts (2,) of real and of absorbing steps, of expert and policy.
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
-    shared out as the policy's are: an end that the expert never met is never paid for."""
+    proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
+    lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -777,7 +779,7 @@ def train(args: Args) -> dict[str, float]:
     replay = Replay(capacity, seen.shape[1], agent.action_dim, device)
     scales = {"reward": 1.0, "return": 1.0}
 
-    rows, seconds, wandb_id, simulator = [], 0.0, None, None
+    saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     learners = {"agent": agent, "critic": critic, "disc": disc}
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
@@ -788,8 +790,8 @@ def train(args: Args) -> dict[str, float]:
         for name, x in saved["replay"].items():
             replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
         generator.set_state(saved["generator"])
-        scales, simulator = saved["scales"], saved["simulator"]
-        rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
+        scales = saved["scales"]
+    rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
@@ -800,8 +802,8 @@ def train(args: Args) -> dict[str, float]:
     episodes["rows"] = [[] for _ in range(args.num_envs)]
     for i in range(args.num_envs):
         begin_episode(agent, episodes, i)
-    if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
-        envs.set_state(simulator)
+    if saved["simulator"]:  # BatchHalfCheetah's; others cannot be saved: new episodes
+        envs.set_state(saved["simulator"])
         episodes = saved["episodes"]
         episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
     num_iterations = (args.total_timesteps - pretraining) // batch_size
@@ -810,7 +812,7 @@ def train(args: Args) -> dict[str, float]:
             "give a greater --total-timesteps.")
     run_dir = open_run("gail_rssm", args, wandb_id)
 
-    torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
+    torch.set_num_threads(min(args.threads, 2))  # faster than one
     start = time.perf_counter() - seconds
     todo = range(len(rows), num_iterations)
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
@@ -834,6 +836,10 @@ def train(args: Args) -> dict[str, float]:
             log |= model_log | disc_log | reward_log | policy_log
 
         step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
+        losses = [name for name in log if name.startswith(("losses/", "disc/", "model/"))]
+        bad = [name for name in losses if not math.isfinite(log[name])]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
@@ -841,11 +847,7 @@ def train(args: Args) -> dict[str, float]:
         seconds = time.perf_counter() - start
         log["charts/learning_rate"] = optimizers["actor"].param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
-        numbers = {name: x for name, x in log.items() if math.isfinite(x)}
-        losses = ("losses/", "disc/", "model/")
-        bad = [x for x in log if x not in numbers and x.startswith(losses)]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
+        numbers = {name: x for name, x in log.items() if math.isfinite(x)}  # returns may be unknown
         rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -880,7 +882,7 @@ def train(args: Args) -> dict[str, float]:
 
 def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
-    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    episodes that the seed draws. Adds "obs" (L, O), from before each action, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
     path = Path(args.demos)
     if not path.exists():
@@ -895,7 +897,7 @@ def load_demos(args, required: list[str]) -> dict:
         if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
             longest = lengths.max()
             raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
@@ -1019,6 +1021,9 @@ def match_spaces(demos: dict, envs) -> None:
     found = demos["observations"].shape[1:]
     require(found == shape, f"--demos: each row of its observations has shape {found}, the "
             f"environment's {shape}; give demonstrations of this environment.")
+    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    if len(constant):
+        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, f"--env-id {demos['env_id']}: its actions are {space}, expected a flat Box "
             "with finite bounds; use gail_state_seq.py.")
@@ -1153,7 +1158,7 @@ def evaluate(agent: RSSMAgent | None, task: dict, episodes: int, seed: int, thre
 
 
 def check_finite(envs, obs: np.ndarray, step) -> None:
-    """UserError that names the first number of observations (N, O) that is none."""
+    """UserError that names the first entry of observations (N, O) that is not finite."""
     if not np.isfinite(obs).all():
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
@@ -1176,7 +1181,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
 
 
 def final_evaluation(agent: RSSMAgent, task: dict, args: Args, path: Path) -> list[np.ndarray]:
-    """Returns (E,) with the likeliest actions, and sampled; a .npz gets those after each step."""
+    """Returns (E,) with the likeliest actions, and sampled; evaluate()'s go into a .npz."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)
@@ -1297,10 +1302,8 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
-    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -1315,6 +1318,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    print(f"the run's folder is {run_dir}", flush=True)
     return run_dir
 
 

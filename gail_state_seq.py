@@ -53,6 +53,7 @@ import time
 import warnings
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -127,7 +128,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end pays for ever
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         may_be_zero += " disc_batch_size"
@@ -136,7 +137,7 @@ class Args:
                 f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
                 "the transformer's heads; change it.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
-                "GPU; drop it or install a CUDA build of torch.")
+                "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.disc_batch_size == 0:
             self.disc_batch_size = {"mlp": 512, "transformer": 48}[self.discriminator]
         if self.threads == 0:
@@ -150,10 +151,9 @@ class Args:
 def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
     """Linear layers with LayerNorm and SiLU between, orthogonal weights (gain sqrt 2; of the last
     layer output_gain)."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+    layers, gains = [], [math.sqrt(2)] * (len(sizes) - 2) + [output_gain]
+    for fan_in, fan_out, gain in zip(sizes[:-1], sizes[1:], gains):
         layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.SiLU()]
-        gain = output_gain if len(layers) == 3 * len(sizes) - 3 else math.sqrt(2)
         nn.init.orthogonal_(layers[-3].weight, gain, generator=generator)
         nn.init.zeros_(layers[-3].bias)
     return nn.Sequential(*layers[:-2])
@@ -161,7 +161,7 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
-    weights. What does not vary in data becomes 0, whatever x: nobody sees it. Computed in float64,
+    weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
     since x may be large beside its deviation. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
@@ -193,8 +193,8 @@ class Agent(nn.Module):
         self.discrete = demos["discrete"]
         outputs = action_dim if self.discrete else 2 * action_dim
         self.standardize = Standardize(demos["obs"])
-        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # also what nobody did
-        self.standardize_action = Standardize(actions, whole=True)  # a rare action is one, too
+        actions = np.eye(action_dim) if self.discrete else demos["actions"]  # all, even unseen ones
+        self.standardize_action = Standardize(actions, whole=True)  # no action may be clipped
         self.actor = mlp([obs_dim, hidden_size, hidden_size, outputs], 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
@@ -236,7 +236,8 @@ class Agent(nn.Module):
         return self.standardize_action.undo(action).clamp(self.low, self.high)
 
     def for_envs(self, executed: Tensor) -> np.ndarray:
-        return (executed.argmax(-1) if self.discrete else executed).cpu().numpy()
+        """A copy, since an environment may change what it is given."""
+        return np.array((executed.argmax(-1) if self.discrete else executed).cpu())
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
@@ -367,26 +368,27 @@ def imitation_reward(logit: Tensor, form: str) -> Tensor:
 
 
 def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
-    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
+    spends its steps_left (...) until the time limit in the absorbing state."""
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
-    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
-    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+    """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
+    counts (2,) of real and of absorbing steps, of expert and policy.
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
-    shared out as the policy's are: an end that the expert never met is never paid for."""
+    proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
+    lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of all rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -398,7 +400,8 @@ class RewardNormalizer:
     def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
+        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
+        return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -470,7 +473,8 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
     rollout["next_obs"] = agent.standardize(rollout["next_obs"])
     rollout["executed"] = agent.standardize_action(rollout["executed"])
     rollout["log_prob"], _ = agent.log_prob_and_entropy(rollout["output"], rollout["action"])
-    return rollout, {"charts/episodic_return": np.mean(finished).item()} if finished else {}
+    log = {"charts/episodic_return": np.mean(finished).item()} if finished else {}
+    return rollout, log
 
 
 @torch.no_grad()
@@ -496,10 +500,8 @@ def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, ge
     policy = gather_windows(rollout["tokens"], rollout["window"]).flatten(0, 1)
     size = args.disc_batch_size
     for _ in range(args.disc_steps):
-        indices = torch.randint(len(expert), (size,), generator=generator)
-        expert_x = expert[indices.to(expert.device)]
-        indices = torch.randint(len(policy), (size,), generator=generator)
-        policy_x = policy[indices.to(expert.device)]
+        expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
+        policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
         mix = torch.rand((size, 1, 1), generator=generator).to(expert.device)
         expert_logit, policy_logit = disc(torch.cat([expert_x, policy_x])).split(size)
         loss = discriminator_loss(expert_logit, policy_logit)
@@ -584,6 +586,7 @@ def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
+    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, ["observations", "actions"] if args.use_actions else ["observations"])
     longest = demos["lengths"].max()
@@ -608,7 +611,7 @@ def train(args: Args) -> dict[str, float]:
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
 
-    rows, seconds, wandb_id, simulator = [], 0.0, None, None
+    saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     learners = {"agent": agent, "disc": disc}
     learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
     if args.resume:
@@ -618,14 +621,13 @@ def train(args: Args) -> dict[str, float]:
         normalizer.moments.extend(saved["moments"])
         visits = saved["visits"]
         generator.set_state(saved["generator"])
-        rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
-        simulator = saved["simulator"]
+    rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     obs, _ = envs.reset(seed=args.seed + len(rows))
     episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
     episodes["return"] = torch.zeros(args.num_envs, dtype=torch.float64)
     episodes["length"] = torch.zeros(args.num_envs, dtype=torch.int64)
-    if simulator:  # BatchHalfCheetah's; others cannot be saved: new episodes
-        envs.set_state(simulator)
+    if saved["simulator"]:  # BatchHalfCheetah's; others cannot be saved: new episodes
+        envs.set_state(saved["simulator"])
         episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
@@ -634,7 +636,7 @@ def train(args: Args) -> dict[str, float]:
             "give a greater --total-timesteps.")
     run_dir = open_run("gail_state_seq", args, wandb_id)
 
-    torch.set_num_threads(min(args.threads, 2))  # faster than one; more were not tried
+    torch.set_num_threads(min(args.threads, 2))  # faster than one
     start = time.perf_counter() - seconds
     todo = range(len(rows), num_iterations)
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
@@ -649,6 +651,9 @@ def train(args: Args) -> dict[str, float]:
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
+        bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
+        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
+                "again with smaller step sizes (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
@@ -656,10 +661,7 @@ def train(args: Args) -> dict[str, float]:
         seconds = time.perf_counter() - start
         log["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         log["charts/SPS"] = step / seconds
-        numbers = {name: x for name, x in log.items() if math.isfinite(x)}
-        bad = [x for x in log if x not in numbers and x.startswith(("losses/", "disc/"))]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
+        numbers = {name: x for name, x in log.items() if math.isfinite(x)}  # returns may be unknown
         rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -691,7 +693,7 @@ def train(args: Args) -> dict[str, float]:
 
 def load_demos(args, required: list[str]) -> dict:
     """Arrays and metadata of a demonstration set (docs/own_demonstrations.md), cut to --num-demos
-    episodes that the seed draws. Adds "obs" (L, O), what each action answered, and "returns" (E,),
+    episodes that the seed draws. Adds "obs" (L, O), from before each action, and "returns" (E,),
     NaN without rewards. UserError where the set is damaged, incomplete or of another task."""
     path = Path(args.demos)
     if not path.exists():
@@ -706,7 +708,7 @@ def load_demos(args, required: list[str]) -> dict:
         if recorded_in.rsplit("-v", 1)[0] != env_id.rsplit("-v", 1)[0]:
             raise ValueError(f"recorded in {recorded_in}, but --env-id is {args.env_id}")
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
-            raise ValueError("'lengths' must be (E,) whole numbers, each episode of 1 step or more")
+            raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
             longest = lengths.max()
             raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
@@ -849,6 +851,9 @@ def match_demos(demos: dict, envs) -> None:
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
+    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    if len(constant):
+        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
@@ -893,7 +898,7 @@ def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads,
 
 
 def check_finite(envs, obs: np.ndarray, step) -> None:
-    """UserError that names the first number of observations (N, O) that is none."""
+    """UserError that names the first entry of observations (N, O) that is not finite."""
     if not np.isfinite(obs).all():
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
@@ -916,7 +921,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
 
 
 def final_evaluation(agent: Agent, task: dict, args: Args, path: Path) -> list[np.ndarray]:
-    """Returns (E,) with the likeliest actions, and sampled; a .npz gets those after each step."""
+    """Returns (E,) with the likeliest actions, and sampled; evaluate()'s go into a .npz."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)
@@ -986,10 +991,8 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     """The folder of the run, new or resumed; with --track, its run in Weights & Biases too."""
-    name = f"{script}__{args.env_id}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     if args.resume:
         run_dir = Path(args.resume).parent
     elif run_dir.exists():
@@ -1004,6 +1007,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on longer
+    print(f"the run's folder is {run_dir}", flush=True)
     return run_dir
 
 

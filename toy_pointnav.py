@@ -48,6 +48,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -123,7 +124,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end pays for ever
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed gamma gae_lambda ent_coef vf_coef cg_damping"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
@@ -226,26 +227,27 @@ def imitation_reward(logit: Tensor, form: str) -> Tensor:
 
 
 def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """(2,): how many steps there were, and how many in the absorbing state, where an episode that
-    was terminated, (...) bool, spends the steps_left (...) until its limit."""
+    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
+    spends its steps_left (...) until the time limit in the absorbing state."""
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
-    """How D's logits change where tasks end: counts (2,) of steps and of absorbing ones, of expert
-    and policy -> what to add to the logit of each step, and the logit of the absorbing state, (2,).
+    """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
+    counts (2,) of real and of absorbing steps, of expert and policy.
 
     The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
-    proposition 1). D itself compares what is not absorbing; how much is, counting tells. So that
-    all is finite, half a step is added to each count of the policy's, and to the expert's one step,
-    shared out as the policy's are: an end that the expert never met is never paid for."""
+    proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
+    lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of all rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -257,7 +259,8 @@ class RewardNormalizer:
     def normalize(self, rewards: Tensor) -> Tensor:
         mean, square = np.mean(self.moments, axis=0).tolist()
         std = math.sqrt(max(square - mean**2, 0.0))
-        return (rewards - mean) / max(std, 1e-3)  # a constant must not become huge
+        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
+        return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -793,10 +796,8 @@ def draw_page(demos: dict, beside: dict, played: dict, rows: list[dict]) -> go.F
 
 def start_run(args: Args) -> Path:
     """The new folder of the run; with --track, its run in Weights & Biases too."""
-    name = f"toy_pointnav__PointNav__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"toy_pointnav__PointNav__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or name)
-    while run_dir.exists() and not args.run_name:  # another run began in the same second
-        run_dir = run_dir.with_name(run_dir.name + "b")
     require(not run_dir.exists(), f"--run-name: {run_dir} exists already; give another.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}

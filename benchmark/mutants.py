@@ -78,8 +78,8 @@ MUTANTS = [
     (
         "gail_ppo",
         "reward normalized with the wrong sign",
-        "(rewards - mean) / max",
-        "(mean - rewards) / max",
+        "(rewards - mean) / (max",
+        "(mean - rewards) / (max",
     ),
     (
         "gail_ppo",
@@ -139,7 +139,7 @@ MUTANTS = [
         '"optimizer": optimizer}',
     ),
     ("gail_ppo", "checkpoint forgets the random numbers", 'generator.set_state(saved["generator"])', "pass"),
-    ("gail_ppo", "checkpoint forgets the simulations", "envs.set_state(simulator)", "pass"),
+    ("gail_ppo", "checkpoint forgets the simulations", 'envs.set_state(saved["simulator"])', "pass"),
     (
         "gail_ppo",
         "checkpoint forgets the reward's statistics",

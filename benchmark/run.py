@@ -39,6 +39,7 @@ FEW_STEPS = ["--total-timesteps", "300000"]
 MILLION = ["--total-timesteps", "1000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
 SLOW_DISC = ["--disc-learning-rate", "1e-3"]  # as Hopper's table has it
+WALKER = ["--env-id", "Walker2d-v4", "--demos", "runs/walker2d/walker2d-v4_sac_stochastic-one.npz"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
@@ -228,6 +229,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ["--obs", "pixels", "--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
             THREE,
         ),
+        ("Walker2d, frames, 100k", "gail_rssm.py", ["--obs", "pixels", *WALKER], THREE),
     ],
     "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps
         *(

@@ -240,7 +240,7 @@ def envs_with(space) -> gym.vector.VectorEnv:
 
 def test_actions_out_of_bounds_are_cut_with_a_warning():
     envs = envs_with(gym.spaces.Box(-1.0, 1.0, (2,)))
-    demos = {"obs": np.zeros((100, 3)), "actions": np.zeros((100, 2), np.float32)}
+    demos = {"obs": np.random.default_rng(0).normal(size=(100, 3)), "actions": np.zeros((100, 2), np.float32)}
     demos["actions"][:30, 0] = 57.0
     with pytest.warns(UserWarning, match="15% of the demonstrated actions, 0 to 57, lie outside"):
         g.match_demos(demos, envs)
@@ -564,7 +564,47 @@ def test_a_constant_reward_does_not_become_a_huge_one():
     normalizer = g.RewardNormalizer()
     normalizer.update(torch.full((100, 64), 0.1))
     assert normalizer.normalize(torch.full((2,), 0.1)).abs().max() < 1e-3
-    assert normalizer.normalize(torch.full((2,), 0.2)).abs().max() <= 100.1
+    assert normalizer.normalize(torch.full((2,), 0.2)).abs().max() <= 1000.1
+    nothing = g.RewardNormalizer()
+    nothing.update(torch.zeros(100, 64))
+    assert torch.equal(nothing.normalize(torch.zeros(2)), torch.zeros(2))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-4, 1.0, 1e6])
+def test_rewards_in_any_unit_become_the_same(unit):
+    rewards, normalizer = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), g.RewardNormalizer()
+    normalizer.update(unit * rewards)
+    assert torch.allclose(normalizer.normalize(unit * rewards), (rewards - rewards.mean()) / rewards.std(), atol=1e-3)
+
+
+def test_an_environment_may_write_into_its_actions():
+    """The rollout, and D, keep what the policy did."""
+
+    class Scales(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-9, 9, (3,)), gym.spaces.Box(-1, 1, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action):
+            action *= 100.0
+            return np.zeros(3, np.float32), 0.0, False, False, {}
+
+    gym.register("Scales-v0", Scales)
+    task = {"env_id": "Scales-v0", "max_episode_steps": 9}
+    envs, rng = g.make_envs(task, 2, 1), np.random.default_rng(0)
+    demos = {"obs": rng.normal(size=(20, 3)), "actions": rng.uniform(-1, 1, (20, 2))}
+    g.match_demos(demos, envs)
+    agent = g.Agent(demos, 8, torch.Generator().manual_seed(0))
+    rollout, _ = g.collect(envs, agent, first_episodes(envs), 5, torch.Generator().manual_seed(0))
+    assert agent.standardize_action.undo(rollout["executed"]).abs().max() <= 1.0001
+
+
+def test_what_never_varies_is_named():
+    demos = {"obs": np.random.default_rng(0).normal(size=(20, 3)), "actions": np.zeros((20, 2))}
+    demos["obs"][:, 1] = 7.0
+    with pytest.warns(UserWarning, match=r"observations \[1\] never vary"):
+        g.match_demos(demos, envs_with(gym.spaces.Box(-1.0, 1.0, (2,))))
 
 
 def test_discriminator_and_environment_see_the_clipped_action():
@@ -1002,8 +1042,7 @@ def test_runs_in_a_thread(tmp_path):
     assert (tmp_path / "a/summary.json").exists()
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(g.time, "strftime", lambda form: "now")
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
     args = g.Args(env_id="my_module:tests/Falls-v0", output_dir=str(tmp_path))
     folders = [g.open_run("gail_ppo", args, None) for _ in range(3)]
     assert len({folder.name for folder in folders}) == 3
@@ -1104,7 +1143,7 @@ def test_cuda_without_a_gpu_is_an_error(capsys):
         ("terminated", None, "'terminated' is missing"),
         ("lengths", np.array([], np.int64), "episode"),
         ("lengths", np.array([5, 0, 7]), "episode"),
-        ("lengths", np.array([12.0]), "(E,) whole numbers"),
+        ("lengths", np.array([12.0]), "(E,) int64"),
         ("terminated", np.zeros(3), "'terminated' is float64 of shape (3,), expected (E,) bool"),
         ("rewards", np.zeros(13), "expected 12 rows"),
         (

@@ -78,7 +78,7 @@ TABLE = [
     (IMITATORS, "--demos {}/unequal.npz", "is float32 of shape (12, 6), expected 15 rows of finite numbers"),
     (IMITATORS, "--demos {}/nan.npz", "expected 15 rows of finite numbers"),
     (IMITATORS, "--demos {}/no_episodes.npz", "holds 0 episodes"),
-    (IMITATORS, "--demos {}/no_steps.npz", "'lengths' must be (E,) whole numbers, each episode of 1 step or more"),
+    (IMITATORS, "--demos {}/no_steps.npz", "'lengths' must be (E,) int64, each episode of 1 step or more"),
     (IMITATORS, "--demos {}/too_long.npz", "an episode has 5 steps, but max_episode_steps is 4"),
     (IMITATORS, "--demos {}/flags.npz", "'terminated' is int64 of shape (3,), expected (E,) bool"),
     (IMITATORS, "--demos {}/no_limit.npz", "the field 'max_episode_steps' is missing"),
