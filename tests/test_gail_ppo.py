@@ -1206,15 +1206,24 @@ def test_an_existing_run_is_not_overwritten(tmp_path, capsys):
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
-    calls, update = [], g.update_policy
+    calls, update, evaluate = [], g.update_policy, g.evaluate
+
+    def evaluating(agent, *settings):
+        assert agent is None or agent.actor[-1].bias.isfinite().all()  # or the environment would be blamed
+        return evaluate(agent, *settings)
 
     def diverging(*args):
         calls.append(None)
-        return update(*args) | ({"losses/value_loss": math.nan} if len(calls) == 3 else {})
+        log = update(*args)
+        if len(calls) == 3:
+            args[0].actor[-1].bias.data.fill_(math.nan)
+            log["losses/value_loss"] = math.nan
+        return log
 
     monkeypatch.setattr(g, "update_policy", diverging)
+    monkeypatch.setattr(g, "evaluate", evaluating)
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
-    message = mistake(capsys, *flags)
+    message = mistake(capsys, *flags, "--eval-interval", "800")
     assert "diverged at step 2400" in message and "losses/value_loss" in message
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
     assert len(saved["rows"]) == 2
