@@ -433,9 +433,10 @@ def test_the_shipped_expert_records_the_shipped_sets_again():
     assert metadata["expert_sha256"] == sha256
 
 
-def test_the_shipped_hopper_hops():
-    actor, task = c.load_agent(str(ROOT / "data/hopper_expert.pt"))
-    assert task["env_id"] == "Hopper-v4" and task["max_episode_steps"] == 1000
+@pytest.mark.parametrize("body", ["Hopper", "Walker2d"])
+def test_the_other_shipped_experts_walk(body):
+    actor, task = c.load_agent(str(ROOT / f"data/{body.lower()}_expert.pt"))
+    assert task["env_id"] == f"{body}-v4" and task["max_episode_steps"] == 1000
     arrays = c.record_episodes(actor, task | {"max_episode_steps": 100}, 0.0, 2, 0)
     assert arrays["lengths"].tolist() == [100, 100] and arrays["rewards"].mean() > 2
 
