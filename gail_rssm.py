@@ -74,7 +74,6 @@ import wandb
 from matplotlib.figure import Figure
 from mujoco.batch import Batch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits as bce_with_logits
 from torch.optim import Adam
 from tqdm import tqdm
 
@@ -302,11 +301,9 @@ class WorldModel(nn.Module):
     def observe(self, obs: Tensor, actions: Tensor, generator: Generator | None):
         """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of sequences of standardized
         observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]."""
-        embeddings, state = self.encoder(obs), obs.new_zeros(len(obs), self.state_size)
-        states, posteriors = [], []
-        for t in range(obs.shape[1]):
-            seen = embeddings[:, t]
-            state, posterior = self.posterior_step(state, actions[:, t], seen, generator)
+        state, states, posteriors = obs.new_zeros(len(obs), self.state_size), [], []
+        for action, embedding in zip(actions.unbind(1), self.encoder(obs).unbind(1)):
+            state, posterior = self.posterior_step(state, action, embedding, generator)
             states.append(state)
             posteriors.append(posterior)
         states = torch.stack(states, 1)
@@ -379,19 +376,16 @@ class RSSMAgent(nn.Module):
         self.model = WorldModel(obs_dim, self.action_dim, args)
         self.actor = Actor(self.model.state_size, self.action_dim, args.hidden_size)
 
-    @property
-    def device(self) -> torch.device:
-        return self.standardize.mean.device
-
     def see(self, obs: np.ndarray) -> Tensor:
         """Raw observations (N, O) -> standardized ones, of a state or of a frame."""
         seen = self.eyes(np.asarray(obs)) if self.eyes else torch.as_tensor(obs)
-        return self.standardize(seen.to(self.device))
+        return self.standardize(seen.to(self.standardize.mean.device))
 
     def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
         """The state and action before an episode's first step: zeros."""
+        device = self.standardize.mean.device
         sizes = {"state": self.model.state_size, "action": self.action_dim}
-        return {name: torch.zeros(num_envs, x, device=self.device) for name, x in sizes.items()}
+        return {name: torch.zeros(num_envs, x, device=device) for name, x in sizes.items()}
 
     @torch.no_grad()
     def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
@@ -505,8 +499,8 @@ def transitions(obs: Tensor) -> Tensor:
 
 class Replay:
     """All finished episodes, one after another. A row has a standardized observation, the action
-    that led to it (zeros to an episode's first), and whether the task ended there; an episode's
-    last row also how many steps of the time limit were left then."""
+    that led to it (zeros to an episode's first), whether the task ended there, and which are the
+    first and the last row of its episode."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.size = 0
@@ -514,19 +508,17 @@ class Replay:
             "obs": torch.zeros(capacity, obs_dim, device=device),
             "action": torch.zeros(capacity, action_dim, device=device),
             "terminated": torch.zeros(capacity, dtype=torch.bool, device=device),
-            "steps_left": torch.zeros(capacity, dtype=torch.int64, device=device),
-            "first": torch.zeros(capacity, dtype=torch.int64, device=device),  # row of the episode
+            "first": torch.zeros(capacity, dtype=torch.int64, device=device),
             "last": torch.zeros(capacity, dtype=torch.int64, device=device),
         }
 
-    def add(self, episode: Tensor, terminated: bool, steps_left: int) -> None:
+    def add(self, episode: Tensor, terminated: bool) -> None:
         """An episode of T steps, rows (T + 1, O + A)."""
         new, columns = slice(self.size, self.size + len(episode)), self.columns
         obs_dim, self.size = columns["obs"].shape[1], new.stop
         columns["obs"][new], columns["action"][new] = episode.tensor_split([obs_dim], dim=1)
         columns["first"][new], columns["last"][new] = new.start, new.stop - 1
         columns["terminated"][new.stop - 1] = terminated
-        columns["steps_left"][new.stop - 1] = steps_left
 
     def draw(self, args, generator: Generator) -> dict[str, Tensor]:
         """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
@@ -546,12 +538,12 @@ class Replay:
         warm = (step >= BURN_IN) | (begin == first)[:, None]
         return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
-    def visits(self, steps: int) -> Tensor:
-        """`count_visits` of the latest rows."""
-        rows = slice(max(0, self.size - steps), self.size)
-        first, terminated = (self.columns[x][rows] for x in ("first", "terminated"))
+    def visits(self, rows: int, limit: int) -> Tensor:
+        """`count_visits` of the latest rows, of episodes of at most `limit` steps."""
+        names, latest = ("first", "last", "terminated"), slice(max(0, self.size - rows), self.size)
+        first, last, terminated = (self.columns[name][latest] for name in names)
         begun = first.unique().numel()  # episodes: each has a row more than steps
-        return count_visits(len(first) - begun, self.columns["steps_left"][rows], terminated)
+        return count_visits(len(first) - begun, limit - (last - first), terminated)
 
 
 # The steps of the loop
@@ -560,26 +552,24 @@ class Replay:
 @torch.no_grad()
 def collect_episodes(envs, agent: RSSMAgent, episodes: dict, replay, num_steps: int, generator):
     """Act for T steps in N environments; episodes that end go into the replay -> log. `episodes`
-    goes on from one call to the next: "obs" (N, O), the latest; "carry" of the agent; "limit", the
-    most steps of an episode; and for each environment "return" so far, and "rows" for the replay,
-    (O + A,) each."""
+    goes on from one call to the next: "obs" (N, O), the latest; "carry" of the agent; and for each
+    environment "return" so far, and "rows" for the replay, (O + A,) each."""
     finished, carry = [], episodes["carry"]
     for _ in range(num_steps):
+        check_finite(envs, episodes["obs"].numpy(), 0)  # of episodes that begin
         executed = agent.act(episodes["obs"], carry, generator)
         new_obs, reward, terminated, truncated, info = envs.step(executed)
         ended, next_obs = terminated | truncated, new_obs.copy()
         for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
             next_obs[i] = info["final_obs"][i]
         check_finite(envs, next_obs, [len(rows) for rows in episodes["rows"]])
-        check_finite(envs, new_obs, 0)  # of episodes that begin
         episodes["obs"] = torch.from_numpy(new_obs)
         rows = torch.cat([agent.see(next_obs), carry["action"]], dim=-1)
         for i, row in enumerate(rows.cpu()):
             episodes["rows"][i].append(row)
             episodes["return"][i] += float(reward[i])
             if ended[i]:
-                steps_left = episodes["limit"] - len(episodes["rows"][i]) + 1
-                replay.add(torch.stack(episodes["rows"][i]), bool(terminated[i]), steps_left)
+                replay.add(torch.stack(episodes["rows"][i]), bool(terminated[i]))
                 finished.append(episodes["return"][i])
                 begin_episode(agent, episodes, i)
     return {"charts/episodic_return": np.mean(finished).item()} if finished else {}
@@ -597,15 +587,12 @@ def pretrain_eyes(eyes: Eyes, envs, demos: dict, args, generator) -> None:
     """Train the autoencoder on demonstrated frames and those of random actions, half and half; then
     it rests, so that what has been seen stays what it was."""
     envs.action_space.seed(args.seed)
-    obs, _ = envs.reset(seed=args.seed)
-    seen = [obs]
-    for _ in range(RANDOM_STEPS // len(obs)):
-        obs, *_ = envs.step(envs.action_space.sample())
-        check_finite(envs, obs, len(seen))
-        seen.append(obs)
+    seen = [envs.reset(seed=args.seed)[0]]
+    for _ in range(RANDOM_STEPS // envs.num_envs):
+        seen.append(envs.step(envs.action_space.sample())[0])
+        check_finite(envs, seen[-1], len(seen) - 1)
     kinds = [eyes.render(demos["observations"]), eyes.render(np.concatenate(seen))]
-    parameters = [*eyes.encoder.parameters(), *eyes.decoder.parameters()]
-    optimizer = Adam(parameters, lr=1e-3, fused=True)
+    optimizer = Adam(eyes.parameters(), lr=1e-3, fused=True)
     for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 2 - 2 * i / args.pretrain_steps)
         rows = [torch.randint(len(x), (AE_BATCH_SIZE,), generator=generator) for x in kinds]
@@ -629,7 +616,7 @@ def update_model(model: WorldModel, optimizer, batch: dict, args, generator):
     error = (weight * (model.decoder(states) - batch["obs"]).square().sum(-1)).sum()
     kl_loss, kl = balanced_kl(posterior, prior, weight, args)
     end_logit, ended = model.end(states).squeeze(-1), batch["terminated"].float()
-    end_error = (weight * bce_with_logits(end_logit, ended, reduction="none")).sum()
+    end_error = F.binary_cross_entropy_with_logits(end_logit, ended, weight, reduction="sum")
     loss = args.reconstruction_coef * error + kl_loss + end_error
     optimizer_step(optimizer, loss, MODEL_GRAD_NORM)
     return states.detach(), {
@@ -708,13 +695,10 @@ def update_actor_critic(critic: Critic, optimizers, imagined, rewards, scales: d
     """One step of the policy up the gradient of its imagined returns, one of the value towards
     them -> log. "return" of `scales` is a running range, from the 5th to the 95th percentile."""
     states, alive, log_prob = imagined["states"], imagined["alive"], imagined["log_prob"]
+    values, continues = critic.target(states[1:]), imagined["continues"]
+    absorbing_value = rewards["absorbing"] / (1 - args.gamma)  # at every step that follows
     returns = lambda_returns(
-        rewards["steps"],
-        critic.target(states[1:]),
-        imagined["continues"],
-        rewards["absorbing"] / (1 - args.gamma),  # at every step that follows
-        args.gamma,
-        args.gae_lambda,
+        rewards["steps"], values, continues, absorbing_value, args.gamma, args.gae_lambda
     )
     low, high = (returns.detach().quantile(share).item() for share in (0.05, 0.95))
     scales["return"] = SCALE_DECAY * scales["return"] + (1 - SCALE_DECAY) * (high - low)
@@ -751,7 +735,7 @@ def train(args: Args) -> dict[str, float]:
     pretraining = RANDOM_STEPS * (args.obs == "pixels")  # environment steps
     batch_size, limit = args.num_envs * args.num_steps, demos["max_episode_steps"]
     rounds = math.ceil(args.learning_starts / (args.num_envs * (limit + 1)))  # of whole episodes
-    least = pretraining + max(rounds * args.num_envs * limit, batch_size)
+    least = pretraining + batch_size * math.ceil(rounds * limit / args.num_steps)
     require(args.total_timesteps >= least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"{least} or more (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
@@ -768,18 +752,13 @@ def train(args: Args) -> dict[str, float]:
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
-    lrs = {"model": args.model_learning_rate, "actor": args.learning_rate}
-    lrs["critic"] = args.learning_rate
-    optimizers = {
-        name: Adam(net.parameters(), lr=lrs[name], eps=1e-5, fused=True)
-        for name, net in nets.items()
-    }
+    lrs = dict.fromkeys(nets, args.learning_rate) | {"model": args.model_learning_rate}
+    optimizers = {x: Adam(nets[x].parameters(), lrs[x], eps=1e-5, fused=True) for x in nets}
     optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
-    capacity = 2 * args.total_timesteps  # an episode of T steps has T + 1 rows
-    replay = Replay(capacity, seen.shape[1], agent.action_dim, device)
-    scales = {"reward": 1.0, "return": 1.0}
+    replay = Replay(2 * args.total_timesteps, seen.shape[1], agent.action_dim, device)
 
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
+    saved["scales"] = {"reward": 1.0, "return": 1.0}
     learners = {"agent": agent, "critic": critic, "disc": disc}
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
@@ -790,16 +769,14 @@ def train(args: Args) -> dict[str, float]:
         for name, x in saved["replay"].items():
             replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
         generator.set_state(saved["generator"])
-        scales = saved["scales"]
-    rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
+    rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
-    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
+    steps_left = torch.from_numpy(limit - demos["lengths"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     obs, _ = envs.reset(seed=args.seed + len(rows))
-    episodes = {"obs": torch.from_numpy(obs), "limit": demos["max_episode_steps"]}
-    episodes |= {"carry": agent.initial_carry(args.num_envs), "return": [0.0] * args.num_envs}
-    episodes["rows"] = [[] for _ in range(args.num_envs)]
+    episodes = {"obs": torch.from_numpy(obs), "carry": agent.initial_carry(args.num_envs)}
+    episodes |= {"rows": [None] * args.num_envs, "return": [None] * args.num_envs}
     for i in range(args.num_envs):
         begin_episode(agent, episodes, i)
     if saved["simulator"]:  # BatchHalfCheetah's; others cannot be saved: new episodes
@@ -810,7 +787,7 @@ def train(args: Args) -> dict[str, float]:
     finished = args.resume and Path(args.resume).with_name("summary.json").exists()
     require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
-    run_dir = open_run("gail_rssm", args, wandb_id)
+    run_dir = open_run("gail_rssm", args, saved["wandb_id"])
 
     torch.set_num_threads(min(args.threads, 2))  # faster than one
     start = time.perf_counter() - seconds
@@ -821,7 +798,7 @@ def train(args: Args) -> dict[str, float]:
             for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
         log = collect_episodes(envs, agent, episodes, replay, args.num_steps, generator)
-        visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps)}
+        visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps, limit)}
         for _ in range(args.updates if replay.size >= args.learning_starts else 0):
             batch = replay.draw(args, generator)
             states, model_log = update_model(
@@ -1252,29 +1229,22 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
 
 
 @torch.no_grad()
-def imagine_demonstration(agent: RSSMAgent, obs: np.ndarray, begin: int) -> list[Tensor]:
-    """A demonstrated episode (T, O) as it is seen, as the model perceives it, and as it imagines it
-    after step `begin`, standardized. Nobody told it the actions: it takes the policy's for them."""
-    model, carry, dream, perceived, imagined = agent.model, agent.initial_carry(1), {}, [], []
-    for t in range(len(obs)):
-        agent.act(obs[t : t + 1], carry)
-        perceived.append(model.decoder(carry["state"]))
-        if t <= begin:
-            dream = dict(carry)
-        else:
-            dream["state"] = model.prior_step(dream["state"], dream["action"], None)
-            dream["action"], _ = agent.actor(dream["state"], None)
-        imagined.append(model.decoder(dream["state"]))
-    return [agent.see(obs), torch.cat(perceived), torch.cat(imagined)]
-
-
-@torch.no_grad()
 def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
-    """A demonstrated episode, what the model perceives of it, and what it imagines from a few steps
-    on: four of the observation's numbers, or frames."""
+    """A demonstrated episode, what the model perceives of it, and what it imagines after step
+    `begin`: four of the observation's numbers, or frames. Its actions are the policy's."""
     begin, obs = 10, demos["observations"][: demos["lengths"][0] + 1]
     names = ["demonstrated", "perceived by the model", f"imagined from step {begin} on"]
-    kinds, steps = imagine_demonstration(agent, obs, begin), np.arange(len(obs))
+    model, carry, perceived, imagined = agent.model, agent.initial_carry(1), [], []
+    for t in range(len(obs)):
+        agent.act(obs[t : t + 1], carry)
+        if t <= begin:
+            state, action = carry["state"], carry["action"]
+        else:
+            state = model.prior_step(state, action, None)
+            action, _ = agent.actor(state, None)
+        perceived.append(model.decoder(carry["state"]))
+        imagined.append(model.decoder(state))
+    kinds, steps = [agent.see(obs), torch.cat(perceived), torch.cat(imagined)], np.arange(len(obs))
     if agent.eyes:
         figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6 + 1]
         axes = figure.subplots(3, len(shown), squeeze=False)

@@ -237,7 +237,7 @@ class Agent(nn.Module):
 
     def for_envs(self, executed: Tensor) -> np.ndarray:
         """A copy, since an environment may change what it is given."""
-        return np.array((executed.argmax(-1) if self.discrete else executed).cpu())
+        return (executed.argmax(-1) if self.discrete else executed).cpu().numpy().copy()
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
@@ -440,6 +440,7 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
     torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
     steps, finished = [], []
     for _ in range(num_steps):
+        check_finite(envs, episodes["obs"].numpy(), 0)  # of episodes that begin
         x = agent.standardize(episodes["obs"].to(device))
         output = agent.actor(x)
         action = agent.sample(output, generator)
@@ -452,7 +453,6 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
         episodes["return"] += torch.from_numpy(reward)
         episodes["length"] += 1
         check_finite(envs, next_obs, episodes["length"])
-        check_finite(envs, new_obs, 0)  # of episodes that begin
         steps.append({
             "obs": x,
             "next_obs": torch.from_numpy(next_obs),

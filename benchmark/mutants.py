@@ -355,12 +355,17 @@ MUTANTS = [
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) & ~terminated",
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) | terminated",
     ),
-    ("gail_rssm", "the posterior sees the future", "seen = embeddings[:, t]", "seen = embeddings[:, -1]"),
     (
         "gail_rssm",
-        "the action after, not before, a state",
-        "(state, actions[:, t], seen",
-        "(state, actions[:, t - 1], seen",
+        "the posterior sees the future",
+        "state, posterior = self.posterior_step(state, action, embedding, generator)",
+        "state, posterior = self.posterior_step(state, action, self.encoder(obs)[:, -1], generator)",
+    ),
+    (
+        "gail_rssm",
+        "another sequence's action before a state",
+        "state, posterior = self.posterior_step(state, action, embedding, generator)",
+        "state, posterior = self.posterior_step(state, action.roll(1, 0), embedding, generator)",
     ),
     (
         "gail_rssm",

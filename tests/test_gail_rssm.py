@@ -287,7 +287,7 @@ def numbered(lengths, args):
     for i, length in enumerate(lengths):
         steps = torch.arange(length + 1.0)
         rows = torch.stack([torch.full_like(steps, i), steps, 100 * i + steps], 1)
-        replay.add(rows, terminated=i % 2 == 1, steps_left=50 - length)
+        replay.add(rows, terminated=i % 2 == 1)
     return replay, replay.draw(args, seeded())
 
 
@@ -326,8 +326,8 @@ def test_a_share_of_the_windows_is_recent():
 
 def test_visits_of_the_latest_steps():
     replay, _ = numbered([20, 3, 9, 4], settings())
-    assert replay.visits(1000).tolist() == [36, (50 - 3) + (50 - 4)]
-    assert replay.visits(5).tolist() == [4, 46]
+    assert replay.visits(1000, 50).tolist() == [36, (50 - 3) + (50 - 4)]
+    assert replay.visits(5, 50).tolist() == [4, 46]
 
 
 class Counter:
@@ -353,7 +353,7 @@ def test_collected_episodes_are_what_happened():
     agent, envs = r.RSSMAgent(demos, settings()), Counter()
     replay, generator = r.Replay(100, 1, 1, torch.device("cpu")), seeded()
     agent.standardize.std *= 1000  # nothing is clipped
-    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2), "limit": 5}
+    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2)}
     episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
     for i in range(2):
         r.begin_episode(agent, episodes, i)
@@ -366,7 +366,7 @@ def test_collected_episodes_are_what_happened():
     expected = [1, *actions[:3, 0], 1, *actions[:5, 1], 1, *actions[3:6, 0]]
     torch.testing.assert_close(done, torch.tensor(expected, dtype=torch.float32))
     assert replay.columns["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
-    assert replay.columns["steps_left"][:size][[3, 9, 13]].tolist() == [2, 0, 2]
+    assert replay.visits(100, 5).tolist() == [3 + 5 + 3, 2 + 2]
     assert [len(rows) for rows in episodes["rows"]] == [3, 4]
 
 
@@ -642,8 +642,7 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
     ends = replay["last"].unique()
     assert replay["terminated"][ends].float().mean() > 0.9  # all but those of the time limit
     assert replay["terminated"].sum() == replay["terminated"][ends].sum()
-    lengths = ends - replay["first"][ends]
-    assert torch.equal(replay["steps_left"][ends], 100 - lengths)
+    assert torch.equal(replay["first"][ends[1:]], ends[:-1] + 1)
 
 
 def test_a_policy_acts_in_somebody_elses_program(tmp_path):

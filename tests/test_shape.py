@@ -12,7 +12,7 @@ BUDGETS = {
     "gail_ppo": (1022, 56),
     "gail_state_seq": (1105, 62),
     "gail_pixels_ae": (1610, 91),
-    "gail_rssm": (1416, 79),
+    "gail_rssm": (1386, 78),
     "bc": (807, 44),
     "collect_expert_sac": (732, 39),
     "toy_pointnav": (896, 47),
