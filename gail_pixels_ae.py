@@ -31,8 +31,9 @@ What GAIL on states does not have, and why:
  6. Reconstruction errors are divided by how much a pixel varies: a foot is as important as a torso.
  7. The bodies of gymnasium's locomotion tasks are capsules, so a few lines of torch draw them, on
     CPU or GPU, without OpenGL. The camera runs along at one height: a jump shows, the way does not.
- 8. First layers of many inputs take smaller steps. All that the policy sees comes to rest with it.
- 9. On a GPU what one process does over and over is recorded once, as a CUDA graph (Captured).
+ 8. First layers of many inputs take smaller steps. The step sizes of encoder and predictor fall to
+    zero with the policy's.
+ 9. On a GPU a single process records repeated steps once, as CUDA graphs (Captured).
 
     python gail_pixels_ae.py                              # K = 4: ten minutes on one core
     python gail_pixels_ae.py --frame-stack 4 --cuda       # the same on a GPU
@@ -73,7 +74,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
@@ -144,15 +145,15 @@ class Args:
     frames: Literal["capsules", "render"] = "capsules"
     """the policy's frames: drawn by this script, or by the environment's own render()"""
     frame_stack: int = 4  # frames that policy and D see at once (K)
-    image_size: int = 56  # shorter side of a frame in pixels; the longer one is as the camera is
+    image_size: int = 56  # shorter side of a frame in pixels; the longer one fits the camera
     latent_dim: int = 64  # numbers that a frame is encoded into (Z)
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: predicted latents, or the robot's own state"""
     pretrain_steps: int = 2_000  # autoencoder steps on a rollout of the untrained policy
     ae_steps: int = 24  # autoencoder steps after each rollout (0: at rest after the pretraining)
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
-    predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees its input instead)
-    ae_batch_size: int = 128  # frames in a minibatch, half the expert's and half the policy's
+    predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees present latents)
+    ae_batch_size: int = 128  # frames in a minibatch, half the expert's, up to half the policy's
     ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth after pretraining
 
     def check(self) -> None:
@@ -311,8 +312,8 @@ class GaussianAgent(nn.Module):
 
 
 class Networks(nn.Module):
-    """All networks. Demonstrated frames (B, H, W) and states (L, O), None if the policy sees none,
-    are for normalization alone."""
+    """All networks. Demonstrated frames (B, H, W), and states (L, O), which --policy-obs state
+    needs, are for normalization alone."""
 
     def __init__(self, frames: Tensor, states: np.ndarray, space: gym.spaces.Box, args: Args,
                  generator: Generator):
@@ -443,11 +444,7 @@ def window_rows(lengths: np.ndarray, frame_stack: int) -> np.ndarray:
 def whole_windows(ended: Tensor, length: int) -> Tensor:
     """Which `length` steps in a row are of one episode, whose last may end it: (T, N) bool ->
     (T - length + 1, N) bool."""
-    starts = len(ended) - length + 1
-    whole = torch.ones_like(ended[:starts])
-    for k in range(length - 1):
-        whole &= ~ended[k : k + starts]
-    return whole
+    return ~ended.unfold(0, length, 1)[..., :-1].any(-1)
 
 
 def inverse_loss(inverse: nn.Module, latents: Tensor, actions: Tensor, usable: Tensor) -> Tensor:
@@ -727,6 +724,8 @@ def update_predictor(nets, graphs, rollout, num_steps: int, generator):
     """Steps of the predictor on minibatches of history, LOOK_AHEAD actions, and what then was seen:
     last step between latents and newest latent -> log of the last."""
     inside = whole_windows(rollout["ended"], LOOK_AHEAD)
+    require(inside.any(), f"no episode lasts {LOOK_AHEAD} steps, as far as the predictor looks; "
+            "give demonstrations of longer ones.")
     actions = [rollout["executed"][k : k + len(inside)] for k in range(LOOK_AHEAD)]
     inputs = torch.cat([rollout["history"][: len(inside)], *actions], dim=-1)[inside]
     seen = rollout["features"][LOOK_AHEAD - 1 :, :, -nets.predictor[-1].out_features :][inside]
@@ -763,7 +762,7 @@ def update_autoencoder(graphs, expert, rollout, num_steps, args, generator, with
     as fit whole, of frames in a row from one environment -> log of the last."""
     expert, frames, frame_stack = expert["train_frames"], rollout["frame"], args.frame_stack
     device, half = frames.device, args.ae_batch_size // (2 * WORLD_SIZE)
-    # Long snippets give many windows: one of 16 frames tells 13 actions with K = 4, 4 of 4 tell 4.
+    # Long snippets give many windows: with K = 4 one of 16 frames tells 13 actions, 4 of 4 tell 4.
     length = min(max(SNIPPET, frame_stack), half, len(frames))
     usable, shape = whole_windows(rollout["ended"], frame_stack), (num_steps, half // length, 1)
     rows = torch.randint(len(expert), (num_steps, half), generator=generator).to(device)
@@ -788,11 +787,10 @@ def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     expert["features"] = autoencoder.standardize(features)[expert["after_action"]]
 
 
-def pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args: Args, generator):
+def pretrain(world, nets, graphs, optimizers, expert, args: Args, generator):
     """Autoencoder, inverse model and predictor learn from the untrained policy's random actions."""
-    collected = (envs, render, nets, graphs, episodes, args.num_steps, generator)
     if args.pretrain_steps:
-        rollout, _ = collect_frames(*collected)
+        rollout, _ = collect_frames(*world, args.num_steps, generator)
         for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
             rest = min(1.0, max(2 - 2 * i / args.pretrain_steps, REST_OF_AE_LR))
             optimizers["autoencoder"].param_groups[0]["lr"].fill_(args.ae_learning_rate * rest)
@@ -801,7 +799,7 @@ def pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args: Arg
             update_autoencoder(graphs, expert, rollout, 1, args, generator, inverse)
         encode_expert(nets.autoencoder, expert)
     if nets.predictor:
-        rollout, _ = collect_frames(*collected)
+        rollout, _ = collect_frames(*world, args.num_steps, generator)
         steps = PREDICTOR_PRETRAINING * args.predictor_steps
         update_predictor(nets, graphs, rollout, steps, generator)
 
@@ -826,8 +824,7 @@ def train(args: Args) -> dict[str, float]:
     optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
     graphs = make_graphs(nets, render, optimizers, args)
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
-    terminated = torch.from_numpy(demos["terminated"])
-    counts = count_visits(demos["lengths"].sum().item(), steps_left, terminated)
+    counts = count_visits(demos["lengths"].sum(), steps_left, torch.from_numpy(demos["terminated"]))
     visits = {"expert": counts, "policy": torch.zeros(2)}
     demos["random_return"] = random_return(demos, args.seed, args)
 
@@ -862,14 +859,13 @@ def train(args: Args) -> dict[str, float]:
             first = torch.cat([expert["frames"][0].cpu(), episodes["frames"][0, -1].cpu()], dim=1)
             imageio.imwrite(run_dir / "first_frames.png", first.numpy())
 
-    start = time.perf_counter() - seconds
+    start, world = time.perf_counter() - seconds, (envs, render, nets, graphs, episodes)
     encode_expert(nets.autoencoder, expert)
     if not args.resume:
-        pretrain(envs, render, nets, graphs, optimizers, expert, episodes, args, generator)
+        pretrain(world, nets, graphs, optimizers, expert, args, generator)
     annealed = [group for x in optimizers if x != "disc" for group in optimizers[x].param_groups]
     for group in annealed:
         group.setdefault("initial_lr", group["lr"].item())
-    world = (envs, render, nets, graphs, episodes)
     todo, off = range(len(rows), num_iterations), RANK > 0 or None  # None: on a terminal alone
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=off)
     for iteration in bar:
@@ -1053,50 +1049,29 @@ class BatchHalfCheetah(gym.vector.VectorEnv):
         self.rng.bit_generator.state = saved["rng"]
 
 
-def make_envs(task: dict, num_envs: int, threads: int):
-    """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
-    HalfCheetah-v4, or gymnasium's. UserError unless observations are flat, and actions flat or
-    discrete."""
-    env_id, limit = task["env_id"], task["max_episode_steps"]
-    if env_id == "HalfCheetah-v4":
-        return BatchHalfCheetah(num_envs, limit, threads)
-    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
-    try:
-        envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
-    except (gym.error.Error, ImportError) as error:
-        advice = "give a registered gymnasium id"
-        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
-    obs, actions = envs.single_observation_space, envs.single_action_space
-    flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
-    require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
-            "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
-    discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
-            "Box, or Discrete from 0; choose another environment.")
-    return envs
-
-
 def body_of(env_id: str) -> str:
     """HalfCheetah of HalfCheetah-v4, and of my_envs:HalfCheetah-v0."""
     return re.split("[:/]", env_id)[-1].rsplit("-v", 1)[0]
 
 
-def make_world(task: dict, num_envs: int, args: Args):
-    """N environments, which return their own pictures with --frames render."""
-    if args.frames == "capsules":
-        envs = make_envs(task, num_envs, args.threads)
-    else:
-        options = {"wrappers": [gym.wrappers.AddRenderObservation], "render_mode": "rgb_array"}
-        options |= {"max_episode_steps": task["max_episode_steps"]}
-        same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
-        try:
-            envs = gym.make_vec(task["env_id"], num_envs, "sync", same_step, **options)
-        except Exception as error:  # each renderer is missing in its own way
-            raise UserError(f"--frames render of {task['env_id']}: {reason(error)}; choose an "
-                            "environment that renders rgb_array here.") from None
+def make_world(task: dict, num_envs: int, args: Args, pictures: bool = True):
+    """N environments task["env_id"] with episodes of at most task["max_episode_steps"]: the fast
+    HalfCheetah-v4, or gymnasium's, which return their own pictures with --frames render."""
+    env_id, limit = task["env_id"], task["max_episode_steps"]
+    if env_id == "HalfCheetah-v4" and args.frames == "capsules":
+        return BatchHalfCheetah(num_envs, limit, args.threads)
+    options = {"max_episode_steps": limit}
+    if args.frames == "render" and pictures:
+        options |= {"wrappers": [gym.wrappers.AddRenderObservation], "render_mode": "rgb_array"}
+    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    try:
+        envs = gym.make_vec(env_id, num_envs, "sync", same_step, **options)
+    except Exception as error:  # each renderer is missing in its own way
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, and with "
+                        "--frames render one that renders rgb_array here.") from None
     space = envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()
-    require(bounded, f"--env-id {task['env_id']}: its actions are {space}, expected a flat Box "
+    require(bounded, f"--env-id {env_id}: its actions are {space}, expected a flat Box "
             "with bounds; choose another environment.")
     return envs
 
@@ -1116,15 +1091,14 @@ def frame_size(shorter: int, width: float, height: float) -> tuple[int, int]:
 def shrink(pictures: np.ndarray, height: int, width: int) -> Tensor:
     """Pictures (B, h, w) or (B, h, w, 3) uint8 -> grey frames (B, H, W) uint8, by averaging."""
     frames = []
-    for piece in np.array_split(pictures, math.ceil(len(pictures) / FRAMES_AT_ONCE)):
-        grey = torch.from_numpy(piece).float()
-        grey = grey if grey.ndim == 3 else grey.mean(-1)
+    for piece in torch.from_numpy(pictures).split(FRAMES_AT_ONCE):
+        grey = piece.float() if piece.ndim == 3 else piece.float().mean(-1)
         frames.append(F.adaptive_avg_pool2d(grey, (height, width)).round().to(torch.uint8))
     return torch.cat(frames)
 
 
 class PictureRenderer(nn.Module):
-    """Frames from what environments return if that is their own pictures (B, h, w, 3). Like
+    """Frames of environments that return their own pictures (B, h, w, 3). Like
     CapsuleRenderer it prepares on the CPU, and draws wherever the networks are."""
 
     def __init__(self, envs, image_size: int):
@@ -1323,11 +1297,7 @@ def average_gradients(optimizer, *_) -> None:
 
 def random_return(task: dict, seed: int, args: Args) -> float:
     """Mean return of 20 episodes with random actions."""
-    if args.frames == "capsules":
-        envs = make_envs(task, 20, 1)
-    else:  # without pictures, which nobody looks at
-        limit = task["max_episode_steps"]
-        envs = gym.make_vec(task["env_id"], 20, "sync", max_episode_steps=limit)
+    envs = make_world(task, 20, args, pictures=False)  # which nobody would look at
     envs.reset(seed=seed)
     envs.action_space.seed(seed)
     running, total = np.ones(20, bool), np.zeros(20)
@@ -1384,8 +1354,7 @@ def final_evaluation(nets, render, graphs, task: dict, args, path: Path) -> list
 
 
 def load_agent(args: Args) -> tuple:
-    """The networks of a policy.pt, --evaluate, and what they need to see: their renderer, graphs,
-    task, and settings."""
+    """Networks of a policy.pt (--evaluate), their renderer, graphs, task and settings."""
     saved = load_file(args.evaluate, "--evaluate", "gail_pixels_ae policy")
     require(saved["args"].keys() == vars(args).keys(), f"--evaluate {args.evaluate}: another "
             "version of this script wrote it; give a file of this one.")

@@ -65,7 +65,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over, and visits counted
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before

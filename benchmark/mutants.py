@@ -268,7 +268,7 @@ MUTANTS = [
         "return np.maximum(rows, starts[:, None])",
         "return np.maximum(rows, 0)",
     ),
-    ("gail_pixels_ae", "snippets run into the next episode", "whole &= ~ended[k : k + starts]", "whole &= True"),
+    ("gail_pixels_ae", "snippets run into the next episode", "[..., :-1].any(-1)", "[..., :0].any(-1)"),
     (
         "gail_pixels_ae",
         "the true reward leaks",

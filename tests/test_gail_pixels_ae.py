@@ -57,7 +57,7 @@ def demos():
 
 def renderer(height: int, env_id="HalfCheetah-v4", threads=1) -> script.CapsuleRenderer:
     task = {"env_id": env_id, "max_episode_steps": 100}
-    return script.CapsuleRenderer(script.make_envs(task, 1, 1), height, threads)
+    return script.CapsuleRenderer(script.make_world(task, 1, settings()), height, threads)
 
 
 def settings(*flags: str) -> script.Args:

@@ -11,7 +11,7 @@ from conftest import ROOT
 BUDGETS = {
     "gail_ppo": (1022, 56),
     "gail_state_seq": (1105, 62),
-    "gail_pixels_ae": (1610, 91),
+    "gail_pixels_ae": (1578, 90),
     "gail_rssm": (1386, 78),
     "bc": (807, 44),
     "collect_expert_sac": (732, 39),
