@@ -27,6 +27,8 @@ Where this departs from the papers, and why:
     own (Kostrikov et al. 2019, https://arxiv.org/abs/1809.02925).
 10. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
     the two apart by their noise.
+11. Policy and D chase each other. What is evaluated and saved is the policy's running average over
+    some ten rollouts, which keeps out of that (Yazici et al. 2019, arxiv.org/abs/1806.04498).
 
 Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
 
@@ -37,6 +39,7 @@ Shapes: T steps, N environments, B batch, O observation, A action; L steps in E 
     python gail_ppo.py --resume runs/<run>/checkpoint.pt    # go on from the last checkpoint
 """
 
+import copy
 import io
 import json
 import math
@@ -102,6 +105,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
+    polyak: float = 0.9  # share of itself that the averaged policy keeps at each rollout
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     reward_source: Literal["gail", "env", "combined"] = "gail"
@@ -123,9 +127,10 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
-        at_most["num_minibatches"] = rollout // 2
+        at_most |= {"num_minibatches": rollout // 2, "polyak": 0.9999}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        check_numbers(self, f"{may_be_zero} burn_in_steps", {"total_timesteps": rollout}, at_most)
+        may_be_zero += " polyak burn_in_steps"
+        check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
@@ -344,6 +349,13 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
+@torch.no_grad()
+def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for every parameter."""
+    for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
+        slow_parameter.lerp_(parameter, 1 - polyak)
+
+
 # The steps of the loop
 
 
@@ -540,7 +552,8 @@ def train(args: Args) -> dict[str, float]:
         clone_behaviour(agent, demo_obs, demo_actions, generator)
 
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
-    learners = {"agent": agent, "disc": disc}
+    slow = copy.deepcopy(agent)  # its running average: what is evaluated and saved
+    learners = {"agent": agent, "slow": slow, "disc": disc}
     learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_ppo checkpoint")
@@ -581,13 +594,14 @@ def train(args: Args) -> dict[str, float]:
             )
         rewards, reward_log = compute_rewards(rollout, disc, normalizers, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        polyak_update(slow, agent, args.polyak)
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
         require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
                 "again with smaller step sizes (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:
-            returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
+            returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
         seconds = time.perf_counter() - start
@@ -611,13 +625,13 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            policy = {"kind": "gail_ppo policy", "agent": agent.state_dict()}
+            policy = {"kind": "gail_ppo policy", "agent": slow.state_dict()}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps", "discrete")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
-    return report(agent, demos, rows, seconds, args, run_dir)
+    return report(slow, demos, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations and environments ---

@@ -31,7 +31,8 @@ The window that rewards step t ends with the state that its action led to, and l
  6. --use-actions makes chains: each state comes with the action that led to it.
  7. The rest is as in gail_ppo.py: D is the probability of *expert*, with a gradient penalty, on
     standardized inputs; rewards are normalized; a time limit does not end the task, and where one
-    does end, an absorbing state follows.
+    does end, an absorbing state follows; what is evaluated and saved is the policy's running
+    average over some ten rollouts.
 
 Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
 K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
@@ -43,6 +44,7 @@ K tokens in a window, a token (X) is a state, or a state and an action; S tokens
     python gail_state_seq.py --resume runs/<run>/checkpoint.pt   # go on from the last checkpoint
 """
 
+import copy
 import io
 import json
 import math
@@ -109,6 +111,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
+    polyak: float = 0.9  # share of itself that the averaged policy keeps at each rollout
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     seq_len: int = 2  # states in D's window (K)
@@ -129,9 +132,9 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
-        at_most["num_minibatches"] = rollout // 2
+        at_most |= {"num_minibatches": rollout // 2, "polyak": 0.9999}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        may_be_zero += " disc_batch_size"
+        may_be_zero += " polyak disc_batch_size"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(self.discriminator == "mlp" or self.disc_hidden_size % HEADS == 0,
                 f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
@@ -427,6 +430,13 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
+@torch.no_grad()
+def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for every parameter."""
+    for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
+        slow_parameter.lerp_(parameter, 1 - polyak)
+
+
 # The steps of the loop
 
 
@@ -612,7 +622,8 @@ def train(args: Args) -> dict[str, float]:
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
 
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
-    learners = {"agent": agent, "disc": disc}
+    slow = copy.deepcopy(agent)  # its running average: what is evaluated and saved
+    learners = {"agent": agent, "slow": slow, "disc": disc}
     learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_state_seq checkpoint")
@@ -649,13 +660,14 @@ def train(args: Args) -> dict[str, float]:
         log |= update_window_discriminator(disc, disc_optimizer, expert, rollout, args, generator)
         rewards, reward_log = compute_window_rewards(rollout, disc, normalizer, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
+        polyak_update(slow, agent, args.polyak)
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
         require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
                 "again with smaller step sizes (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:
-            returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
+            returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
         seconds = time.perf_counter() - start
@@ -679,13 +691,13 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            policy = {"kind": "gail_state_seq policy", "agent": agent.state_dict()}
+            policy = {"kind": "gail_state_seq policy", "agent": slow.state_dict()}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps", "discrete")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy | {"hidden_size": args.hidden_size}, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
-    return report(agent, demos, rows, seconds, args, run_dir)
+    return report(slow, demos, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations and environments ---
