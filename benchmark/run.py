@@ -38,7 +38,6 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 FEW_STEPS = ["--total-timesteps", "300000"]
 MILLION = ["--total-timesteps", "1000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
-SLOW_DISC = ["--disc-learning-rate", "1e-3"]  # as Hopper's table has it
 WALKER = ["--env-id", "Walker2d-v4", "--demos", "runs/walker2d/walker2d-v4_sac_stochastic-one.npz"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
@@ -175,7 +174,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS),
             ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", []),
             ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", []),
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", [*MILLION, *SLOW_DISC]),
+            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", MILLION),
+            ("Walker2d", "Walker2d-v4", "walker2d/walker2d-v4_sac_stochastic-one", MILLION),
         )
     ],
     "endings_bc": [

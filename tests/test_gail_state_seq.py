@@ -834,6 +834,28 @@ def test_resume_stands_alone(capsys):
     assert "drop the other flags" in message
 
 
+def test_what_is_saved_is_the_running_average_of_the_policies(tmp_path, monkeypatch):
+    weights, update = [], s.update_policy
+
+    def watched(agent, *rest):
+        weights.append([x.detach().clone() for x in agent.parameters()])  # before the update
+        return update(agent, *rest)
+
+    monkeypatch.setattr(s, "update_policy", watched)
+    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--polyak", "0.8"]
+    s.main([*flags, "--run-name", "a"])
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    agent = s.load_agent(str(tmp_path / "a/policy.pt"))[0]
+    last = [saved["agent"][name] for name, _ in agent.named_parameters()]
+    expected = weights[0]
+    for policy in [*weights[1:], last]:
+        expected = [0.8 * slow + 0.2 * fast for slow, fast in zip(expected, policy)]
+    assert len(weights) > 1
+    for x, y, z in zip(agent.parameters(), expected, last):
+        torch.testing.assert_close(x, y)
+        assert not torch.equal(x, z)
+
+
 def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
     calls, update = [], s.update_window_discriminator
 
