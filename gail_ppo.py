@@ -28,7 +28,7 @@ Where this departs from the papers, and why:
 10. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
     the two apart by their noise.
 11. Policy and D chase each other. What is evaluated and saved is the policy's running average over
-    some ten rollouts, which keeps out of that (Yazici et al. 2019, arxiv.org/abs/1806.04498).
+    the last rollouts, which keeps out of that (Yazici et al. 2019, arxiv.org/abs/1806.04498).
 
 Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
 
@@ -105,7 +105,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
-    polyak: float = 0.9  # share of itself that the averaged policy keeps at each rollout
+    average_share: float = 0.05  # share of the rollouts so far that the judged policy averages
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     reward_source: Literal["gail", "env", "combined"] = "gail"
@@ -127,9 +127,9 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
-        at_most |= {"num_minibatches": rollout // 2, "polyak": 0.9999}
+        at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        may_be_zero += " polyak burn_in_steps"
+        may_be_zero += " average_share burn_in_steps"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
@@ -594,7 +594,7 @@ def train(args: Args) -> dict[str, float]:
             )
         rewards, reward_log = compute_rewards(rollout, disc, normalizers, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
-        polyak_update(slow, agent, args.polyak)
+        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]

@@ -32,7 +32,7 @@ The window that rewards step t ends with the state that its action led to, and l
  7. The rest is as in gail_ppo.py: D is the probability of *expert*, with a gradient penalty, on
     standardized inputs; rewards are normalized; a time limit does not end the task, and where one
     does end, an absorbing state follows; what is evaluated and saved is the policy's running
-    average over some ten rollouts.
+    average over the last rollouts.
 
 Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
 K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
@@ -111,7 +111,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
-    polyak: float = 0.9  # share of itself that the averaged policy keeps at each rollout
+    average_share: float = 0.05  # share of the rollouts so far that the judged policy averages
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     seq_len: int = 2  # states in D's window (K)
@@ -132,9 +132,9 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
-        at_most |= {"num_minibatches": rollout // 2, "polyak": 0.9999}
+        at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        may_be_zero += " polyak disc_batch_size"
+        may_be_zero += " average_share disc_batch_size"
         check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(self.discriminator == "mlp" or self.disc_hidden_size % HEADS == 0,
                 f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
@@ -660,7 +660,7 @@ def train(args: Args) -> dict[str, float]:
         log |= update_window_discriminator(disc, disc_optimizer, expert, rollout, args, generator)
         rewards, reward_log = compute_window_rewards(rollout, disc, normalizer, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
-        polyak_update(slow, agent, args.polyak)
+        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]

@@ -355,6 +355,8 @@ MUTANTS = [
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) & ~terminated",
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) | terminated",
     ),
+    ("gail_ppo", "the average stands still", "polyak_update(slow, agent, 1 -", "polyak_update(slow, agent, 1 - 0 *"),
+    ("gail_state_seq", "the last policy is saved", '"agent": slow.state_dict()', '"agent": agent.state_dict()'),
     (
         "gail_rssm",
         "the posterior sees the future",

@@ -1213,14 +1213,15 @@ def test_what_is_saved_is_the_running_average_of_the_policies(tmp_path, monkeypa
         return update(agent, *rest)
 
     monkeypatch.setattr(g, "update_policy", watched)
-    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--polyak", "0.8"]
+    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--average-share", "0.5"]
     g.main([*flags, "--run-name", "a"])
     saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
     agent = g.load_agent(str(tmp_path / "a/policy.pt"))[0]
     last = [saved["agent"][name] for name, _ in agent.named_parameters()]
-    expected = weights[0]
-    for policy in [*weights[1:], last]:
-        expected = [0.8 * slow + 0.2 * fast for slow, fast in zip(expected, policy)]
+    expected, span = weights[1], 1.0  # after the first update
+    for policy in [*weights[2:], last]:
+        span += 0.5
+        expected = [slow + (fast - slow) / span for slow, fast in zip(expected, policy)]
     assert len(weights) > 1
     for x, y, z in zip(agent.parameters(), expected, last):
         torch.testing.assert_close(x, y)
