@@ -56,7 +56,7 @@ DRAWN = {
     "peers_minutes": of("former/peers", *PEERS),
     "long": of("long", "GAIL 20M"),
     "hopper": of("endings", "Hopper, GAIL", "Hopper, GAIL on states"),
-    "state_seq": of("former/state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
+    "state_seq": of("state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
     "scripts": SCRIPTS,
     "scripts_minutes": SCRIPTS,
 }
