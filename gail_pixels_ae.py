@@ -1073,6 +1073,10 @@ def make_world(task: dict, num_envs: int, args: Args, pictures: bool = True):
     bounded = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()
     require(bounded, f"--env-id {env_id}: its actions are {space}, expected a flat Box "
             "with bounds; choose another environment.")
+    obs = envs.single_observation_space
+    flat = isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1
+    require(flat or args.frames == "render", f"--env-id {env_id}: its observations are {obs}, "
+            "expected a flat Box; use --frames render.")
     return envs
 
 

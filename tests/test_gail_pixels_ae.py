@@ -1083,6 +1083,17 @@ def test_variants_run_and_their_policy_can_be_evaluated(tmp_path, flags, capsys)
     np.testing.assert_array_equal(np.load(tmp_path / "run/policy.npz")["sampled"], course)
 
 
+def test_a_body_whose_observations_are_not_flat_is_refused():
+    class DictHopper(gym.Env):
+        observation_space = gym.spaces.Dict({"angle": gym.spaces.Box(-1, 1, (11,))})
+        action_space = gym.spaces.Box(-1, 1, (3,))
+
+    gym.register("DictHopper/Hopper-v0", DictHopper)
+    task = {"env_id": "DictHopper/Hopper-v0", "max_episode_steps": 5}
+    with pytest.raises(script.UserError, match="expected a flat Box; use --frames render"):
+        script.make_world(task, 1, settings())
+
+
 def test_a_diverged_run_stops_with_one_sentence(tmp_path, monkeypatch, capsys):
     update = script.update_latent_policy
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 BUDGETS = {
     "gail_ppo": (1036, 57),
     "gail_state_seq": (1117, 63),
-    "gail_pixels_ae": (1579, 90),
+    "gail_pixels_ae": (1583, 90),
     "gail_rssm": (1386, 78),
     "bc": (807, 44),
     "collect_expert_sac": (732, 39),
