@@ -267,6 +267,7 @@ def split_losses(policy: Policy, training: dict, validation: dict) -> dict[str, 
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(1)  # minibatches this small are slower on more
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may

@@ -328,6 +328,7 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint, then record; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(min(args.threads, 2))
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may

@@ -74,7 +74,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over
+VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
@@ -662,7 +663,7 @@ def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: 
     logit = nets.disc(rollout["features"]).squeeze(-1)
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()
-    visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
     offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
     rewards, absorbing = F.softplus(logit + offset), F.softplus(absorbing_logit)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
@@ -809,6 +810,7 @@ def pretrain(world, nets, graphs, optimizers, expert, args: Args, generator):
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
     device, generator = join_processes(args.cuda), Generator().manual_seed(args.seed)
@@ -1168,11 +1170,15 @@ class CapsuleRenderer(nn.Module):
         """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
         middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
         brightness."""
+        positions = obs[:, : self.qpos.shape[1] - self.unobserved]
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
+        require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
+                "environment.")
         poses = np.empty((len(obs), len(self.geoms), 6))
         for start in range(0, len(obs), POSES_AT_ONCE):
-            piece = obs[start : start + POSES_AT_ONCE]
+            piece = positions[start : start + POSES_AT_ONCE]
             ids = np.arange(len(piece))
-            self.qpos[ids, self.unobserved :] = piece[:, : self.qpos.shape[1] - self.unobserved]
+            self.qpos[ids, self.unobserved :] = piece
             self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS)
             look_at = self.centers_of_mass[ids, 1]  # of the first body and all that hangs on it
             look_at[:, 2] = self.look_at_height

@@ -68,7 +68,8 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 MAX_LOG_RATIO = 1.0  # where PPO's log ratio is cut, or one bad action could outweigh a minibatch
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over
+VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 
@@ -447,7 +448,7 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
     if args.reward_source != "env":
         logit = disc(disc_inputs(rollout["obs"], rollout["executed"]))
         counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-        visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+        visits["policy"] = VISITS_KEPT * visits["policy"] + counts
         offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
         rewards["gail"] = imitation_reward(logit + offset, args.reward_form)
         absorbing["gail"] = imitation_reward(absorbing_logit, args.reward_form)
@@ -527,6 +528,7 @@ def clone_behaviour(agent: Agent, obs: Tensor, actions: Tensor, generator: Gener
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may

@@ -723,6 +723,7 @@ def update_actor_critic(critic: Critic, optimizers, imagined, rewards, scales: d
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     torch.manual_seed(args.seed)  # of the networks' first weights; all else draws from generator
     generator = Generator().manual_seed(args.seed)
@@ -1063,11 +1064,15 @@ class CapsuleRenderer(nn.Module):
         """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
         middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
         brightness."""
+        positions = obs[:, : self.qpos.shape[1] - self.unobserved]
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
+        require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
+                "environment.")
         poses = np.empty((len(obs), len(self.geoms), 6))
         for start in range(0, len(obs), POSES_AT_ONCE):
-            piece = obs[start : start + POSES_AT_ONCE]
+            piece = positions[start : start + POSES_AT_ONCE]
             ids = np.arange(len(piece))
-            self.qpos[ids, self.unobserved :] = piece[:, : self.qpos.shape[1] - self.unobserved]
+            self.qpos[ids, self.unobserved :] = piece
             self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS)
             look_at = self.centers_of_mass[ids, 1]  # of the first body and all that hangs on it
             look_at[:, 2] = self.look_at_height

@@ -73,7 +73,8 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 MAX_LOG_RATIO = 1.0  # where PPO's ratio is cut, or one bad action could outweigh a minibatch
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over
+VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 HEADS = 4  # of the transformer's attention
@@ -536,7 +537,7 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     "expert" and "policy"; the rollout's are added to the policy's, which fade."""
     logit = disc.score(rollout["tokens"], rollout["window"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-    visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
     offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
     rewards = imitation_reward(logit + offset, args.reward_form)
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
@@ -594,6 +595,7 @@ def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Arg
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may

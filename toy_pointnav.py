@@ -65,7 +65,8 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.optim import Adam
 from tqdm import tqdm
 
-REWARD_WINDOW = 10  # rollouts that rewards are normalized over; visits fade as fast
+REWARD_WINDOW = 10  # rollouts that rewards are normalized over
+VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
@@ -420,7 +421,7 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     to the policy's, which fade."""
     logit = disc(rollout["pairs"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-    visits["policy"] = (1 - 1 / REWARD_WINDOW) * visits["policy"] + counts
+    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
     offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
     rewards = imitation_reward(logit + offset, args.reward_form)
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
@@ -501,6 +502,7 @@ def update_by_trpo(agent: ActorCritic, optimizer, rollout, rewards, args: Args):
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start; returns what summary.json holds."""
+    args.check()
     torch.set_num_threads(1)  # minibatches this small run slower on more
     Distribution.set_default_validate_args(False)  # whether numbers are finite is checked below
     generator, continuous = Generator().manual_seed(args.seed), args.continuous

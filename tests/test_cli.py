@@ -52,3 +52,11 @@ def test_what_macos_lacks_is_not_needed(name, monkeypatch, capsys):
     args = script.parse_args(["train"] if name == "collect_expert_sac" else [])
     assert getattr(args, "threads", 7) == 7
     assert "MUJOCO_GL" not in (ROOT / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_train_checks_the_settings_of_a_program_that_calls_it(name):
+    """A sweep agent's function or a notebook makes Args of its own, without a command line."""
+    script = importlib.import_module(name)
+    with pytest.raises(script.UserError, match="--seed is -1, expected a number"):
+        script.train(script.Args(seed=-1))

@@ -607,7 +607,7 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
     visits = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["visits"]
     assert visits["expert"].tolist() == [50, 80 + 70]
     counts = slow_counts([x for x, _ in seen[1:3]]) + slow_counts([x for x, _ in seen[6:]])
-    expected = sum(0.9 ** (5 - i) * np.array(x) for i, x in enumerate(counts))
+    expected = sum(0.5 ** (5 - i) * np.array(x) for i, x in enumerate(counts))
     np.testing.assert_allclose(visits["policy"], expected, rtol=1e-5)
     assert visits["policy"][1] > 0
 
