@@ -74,7 +74,7 @@ from tqdm import tqdm
 
 MAX_LOG_RATIO = 1.0  # where PPO's ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
+VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 HEADS = 4  # of the transformer's attention

@@ -66,7 +66,7 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # of the counts of steps and ends, per rollout: longer memory lags behind D
+VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before

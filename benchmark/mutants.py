@@ -29,6 +29,7 @@ MUTANTS = [
         "F.softplus(-expert_logit).mean() + F.softplus(policy_logit)",
         "F.softplus(expert_logit).mean() + F.softplus(-policy_logit)",
     ),
+    ("gail_ppo", "ends are never forgotten", "VISITS_KEPT * visits", "visits"),
     (
         "gail_ppo",
         "bootstrap dropped at truncation",

@@ -518,6 +518,13 @@ def test_visits_are_counted_to_the_limit():
     assert counts.tolist() == [4, 12]
 
 
+def test_earlier_visits_count_half():
+    rollout, visits = toy_rollout(), {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100.0, 40.0])}
+    rollout["terminated"][1, 2] = True  # with 90 steps left
+    g.compute_rewards(rollout, a_disc(23), {"gail": g.RewardNormalizer()}, visits, g.Args())
+    assert visits["policy"].tolist() == [50 + 12, 20 + 90]
+
+
 @pytest.mark.parametrize("expert_ends", [True, False])
 def test_an_end_pays_if_it_is_the_experts(expert_ends):
     """Whatever the form, and though the rewards are centered."""

@@ -558,7 +558,7 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form
     rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
     absorbed = sum(rollout["steps_left"][rollout["terminated"]].tolist())
     assert absorbed > 0  # the earlier rollouts count less and less
-    counts = [0.9 * 100 + 70 * 8, 0.9 * 20 + absorbed]
+    counts = [0.5 * 100 + 70 * 8, 0.5 * 20 + absorbed]
     torch.testing.assert_close(visits["policy"], torch.tensor(counts))
     offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts))
     x = torch.cat([t.INPUT_SCALE * rollout["obs"], rollout["executed"]], -1)
@@ -802,7 +802,7 @@ def test_the_loop_counts_where_the_expert_ends_and_the_policys_latest_rollouts(t
     assert not demos["success"].all()
     assert [x["expert"] for x in seen] == [[demos["length"].sum(), absorbed]] * 4
     steps = [x["policy"][0] for x in seen]
-    assert steps == pytest.approx([0, 256, 0.9 * 256 + 256, 0.9 * (0.9 * 256 + 256) + 256])
+    assert steps == pytest.approx([0, 256, 0.5 * 256 + 256, 0.5 * (0.5 * 256 + 256) + 256])
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path, no_page):
