@@ -50,7 +50,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import gymnasium as gym
 import mujoco
@@ -104,7 +104,7 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         may_be_zero = "seed num_demos threads weight_decay polyak val_fraction"
         at_most = {"seed": 2**31 - 1, "polyak": 0.9999, "val_fraction": 0.99}
-        check_numbers(self, may_be_zero, {}, at_most)
+        check_settings(self, may_be_zero, {}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
@@ -182,10 +182,10 @@ class Policy(nn.Module):
         and a policy that is not deterministic, a sampled one."""
         output = self(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         if self.discrete and generator is None:
-            return output.argmax(-1).cpu().numpy()
+            return output.argmax(-1).cpu().numpy()[()]  # of one observation a number
         if self.discrete:
             probs = output.softmax(-1).cpu()
-            return torch.multinomial(probs, 1, generator=generator)[..., 0].numpy()
+            return torch.multinomial(probs, 1, generator=generator)[..., 0].numpy()[()]
         if self.gaussian and generator is not None:
             noise = torch.randn(output.shape, generator=generator)
             output = output + self.log_std.exp() * noise.to(output.device)
@@ -267,6 +267,7 @@ def split_losses(policy: Policy, training: dict, validation: dict) -> dict[str, 
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args = copy.copy(args)  # the caller's stay as they are
     args.check()
     torch.set_num_threads(1)  # minibatches this small are slower on more
     device = torch.device("cuda" if args.cuda else "cpu")
@@ -294,6 +295,11 @@ def train(args: Args) -> dict[str, float]:
     learners = {"policy": policy, "slow": slow, "optimizer": optimizer}
     if args.resume:
         saved = load_file(args.resume, "--resume", "bc checkpoint")
+        free = ("resume", "gradient_steps", "compare_with", "threads", "cuda")
+        free = {x: getattr(args, x) for x in free}
+        require(saved["args"] | free == vars(args), "--resume takes all settings but "
+                "--gradient-steps, --compare-with, --threads and --cuda from the checkpoint; drop "
+                "the other flags, or let parse_args read it.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
@@ -701,6 +707,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
@@ -756,16 +763,20 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
-    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
-    for name, x in vars(args).items():
-        if type(x) in (int, float):
+def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless each setting has its type, or is one of its choices, and each number is
+    positive, or 0 where it may be, and within its limits."""
+    for name, kind in type(args).__annotations__.items():
+        x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
+        good = x in choices or type(x) is kind or (kind is float and type(x) is int)
+        expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"
+        require(good, f"{flag} is {x!r}, expected {expected}; change it.")
+        if kind in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
             zero_is_fine = name in may_be_zero.split()
             expected = f"{low} or more" if low or zero_is_fine else "more than 0"
             expected += f" and {high} or less" if name in at_most else ""
             good = low <= x <= high and (x > 0 or zero_is_fine)
-            flag = f"--{name.replace('_', '-')}"
             require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 
@@ -774,11 +785,6 @@ def parse_args(argv: list[str]) -> Args:
     argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
     args = tyro.cli(Args, args=argv)
     if args.resume:
-        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        free = {"--resume", "--gradient-steps", "--compare-with"}
-        free |= {"--threads", "--cuda", "--no-cuda"}
-        require(given <= free, "--resume takes all settings but --gradient-steps, --compare-with, "
-                "--threads and --cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "bc checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

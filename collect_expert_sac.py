@@ -47,6 +47,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import gymnasium as gym
 import mujoco
@@ -107,7 +108,7 @@ class Args:
         at_most = {"seed": 2**31 - 1, "gamma": 1, "tau": 1}
         at_most["learning_starts"] = self.total_timesteps - 1
         at_least = {"learning_starts": 2 * self.num_envs, "buffer_size": self.num_envs}
-        check_numbers(self, "seed threads gamma tau", at_least, at_most)
+        check_settings(self, "seed threads gamma tau", at_least, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
@@ -125,7 +126,7 @@ class Collect:
     seed: int = 1  # seed of the episodes; each set has noise of its own
 
     def check(self) -> None:
-        check_numbers(self, "seed", {}, {"seed": 2**31 - 1})
+        check_settings(self, "seed", {}, {"seed": 2**31 - 1})
 
 
 # Networks
@@ -169,7 +170,8 @@ class SquashedGaussianActor(nn.Module):
 
     def to_bounds(self, action: Tensor) -> Tensor:
         """From [-1, 1], as actor and critics know actions, to [low, high], as the world does."""
-        return self.low + 0.5 * (action + 1) * (self.high - self.low)
+        action = self.low + 0.5 * (action + 1) * (self.high - self.low)
+        return action.clamp(self.low, self.high)  # rounding may lead beyond
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None, noise_scale: float = 1.0):
@@ -328,6 +330,7 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint, then record; returns what summary.json holds."""
+    args = copy.copy(args)  # the caller's stay as they are
     args.check()
     torch.set_num_threads(min(args.threads, 2))
     device = torch.device("cuda" if args.cuda else "cpu")
@@ -353,6 +356,10 @@ def train(args: Args) -> dict[str, float]:
     rows, seconds, wandb_id, simulator, done = [], 0.0, None, None, 0
     if args.resume:
         saved = load_file(args.resume, "--resume", "collect_expert_sac checkpoint")
+        free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
+        require(saved["args"] | free == vars(args), "--resume takes all settings but "
+                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
+                "flags, or let parse_args read it.")
         for name, learner in ({"sac": sac} | optimizers).items():
             learner.load_state_dict(saved[name])
         for name, x in saved["buffer"].items():
@@ -627,6 +634,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
@@ -682,16 +690,20 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
-    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
-    for name, x in vars(args).items():
-        if type(x) in (int, float):
+def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless each setting has its type, or is one of its choices, and each number is
+    positive, or 0 where it may be, and within its limits."""
+    for name, kind in type(args).__annotations__.items():
+        x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
+        good = x in choices or type(x) is kind or (kind is float and type(x) is int)
+        expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"
+        require(good, f"{flag} is {x!r}, expected {expected}; change it.")
+        if kind in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
             zero_is_fine = name in may_be_zero.split()
             expected = f"{low} or more" if low or zero_is_fine else "more than 0"
             expected += f" and {high} or less" if name in at_most else ""
             good = low <= x <= high and (x > 0 or zero_is_fine)
-            flag = f"--{name.replace('_', '-')}"
             require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 
@@ -701,10 +713,6 @@ def parse_args(argv: list[str]) -> Args | Collect:
     commands = {"train": Args, "collect": Collect}
     args = tyro.extras.subcommand_cli_from_dict(commands, args=argv)
     if isinstance(args, Args) and args.resume:
-        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
-        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
-                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "collect_expert_sac checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -44,6 +44,7 @@ What GAIL on states does not have, and why:
     torchrun --standalone --nproc-per-node 2 gail_pixels_ae.py
 """
 
+import copy
 import io
 import json
 import math
@@ -57,7 +58,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import gymnasium as gym
 import imageio
@@ -167,7 +168,7 @@ class Args:
         at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE)}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
         may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"
-        check_numbers(self, may_be_zero, at_least, at_most)
+        check_settings(self, may_be_zero, at_least, at_most)
         require(self.frames == "render" or body_of(self.env_id) in CAMERAS, f"--env-id is "
                 f"{self.env_id}, but capsules can be drawn of {', '.join(CAMERAS)} alone; choose "
                 "one of these, or --frames render.")
@@ -810,6 +811,7 @@ def pretrain(world, nets, graphs, optimizers, expert, args: Args, generator):
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args = copy.copy(args)  # the caller's stay as they are
     args.check()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
@@ -833,6 +835,10 @@ def train(args: Args) -> dict[str, float]:
     rows, seconds, wandb_id = [], 0.0, None
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_pixels_ae checkpoint")
+        free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
+        require(saved["args"] | free == vars(args), "--resume takes all settings but "
+                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
+                "flags, or let parse_args read it.")
         nets.load_state_dict(saved["networks"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
@@ -1365,6 +1371,7 @@ def final_evaluation(nets, render, graphs, task: dict, args, path: Path) -> list
 
 def load_agent(args: Args) -> tuple:
     """Networks of a policy.pt (--evaluate), their renderer, graphs, task and settings."""
+    args.check()
     saved = load_file(args.evaluate, "--evaluate", "gail_pixels_ae policy")
     require(saved["args"].keys() == vars(args).keys(), f"--evaluate {args.evaluate}: another "
             "version of this script wrote it; give a file of this one.")
@@ -1483,6 +1490,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
@@ -1538,16 +1546,20 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
-    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
-    for name, x in vars(args).items():
-        if type(x) in (int, float):
+def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless each setting has its type, or is one of its choices, and each number is
+    positive, or 0 where it may be, and within its limits."""
+    for name, kind in type(args).__annotations__.items():
+        x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
+        good = x in choices or type(x) is kind or (kind is float and type(x) is int)
+        expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"
+        require(good, f"{flag} is {x!r}, expected {expected}; change it.")
+        if kind in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
             zero_is_fine = name in may_be_zero.split()
             expected = f"{low} or more" if low or zero_is_fine else "more than 0"
             expected += f" and {high} or less" if name in at_most else ""
             good = low <= x <= high and (x > 0 or zero_is_fine)
-            flag = f"--{name.replace('_', '-')}"
             require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 
@@ -1556,10 +1568,6 @@ def parse_args(argv: list[str]) -> Args:
     argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
     args = tyro.cli(Args, args=argv)
     if args.resume:
-        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
-        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
-                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "gail_pixels_ae checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -52,7 +52,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import gymnasium as gym
 import mujoco
@@ -131,7 +131,7 @@ class Args:
         at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         may_be_zero += " average_share burn_in_steps"
-        check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
+        check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
         if self.threads == 0:
@@ -230,8 +230,9 @@ class Agent(nn.Module):
         return self.standardize_action.undo(action).clamp(self.low, self.high)
 
     def for_envs(self, executed: Tensor) -> np.ndarray:
-        """A copy, since an environment may change what it is given."""
-        return (executed.argmax(-1) if self.discrete else executed).cpu().numpy().copy()
+        """A copy, since an environment may change what it is given; [()] makes a discrete action of
+        one observation a number."""
+        return (executed.argmax(-1) if self.discrete else executed).cpu().numpy().copy()[()]
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
@@ -528,6 +529,7 @@ def clone_behaviour(agent: Agent, obs: Tensor, actions: Tensor, generator: Gener
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
+    args = copy.copy(args)  # the caller's stay as they are
     args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
@@ -559,6 +561,10 @@ def train(args: Args) -> dict[str, float]:
     learners |= {"optimizer": optimizer, "disc_optimizer": disc_optimizer}
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_ppo checkpoint")
+        free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
+        require(saved["args"] | free == vars(args), "--resume takes all settings but "
+                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
+                "flags, or let parse_args read it.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         for name, normalizer in normalizers.items():
@@ -932,6 +938,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways
@@ -987,16 +994,20 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
-    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
-    for name, x in vars(args).items():
-        if type(x) in (int, float):
+def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless each setting has its type, or is one of its choices, and each number is
+    positive, or 0 where it may be, and within its limits."""
+    for name, kind in type(args).__annotations__.items():
+        x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
+        good = x in choices or type(x) is kind or (kind is float and type(x) is int)
+        expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"
+        require(good, f"{flag} is {x!r}, expected {expected}; change it.")
+        if kind in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
             zero_is_fine = name in may_be_zero.split()
             expected = f"{low} or more" if low or zero_is_fine else "more than 0"
             expected += f" and {high} or less" if name in at_most else ""
             good = low <= x <= high and (x > 0 or zero_is_fine)
-            flag = f"--{name.replace('_', '-')}"
             require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 
@@ -1005,10 +1016,6 @@ def parse_args(argv: list[str]) -> Args:
     argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
     args = tyro.cli(Args, args=argv)
     if args.resume:
-        given = {x.split("=")[0].replace("_", "-") for x in argv if x.startswith("--")}
-        free = {"--resume", "--total-timesteps", "--threads", "--cuda", "--no-cuda"}
-        require(given <= free, "--resume takes all settings but --total-timesteps, --threads and "
-                "--cuda from the checkpoint; drop the other flags.")
         saved = load_file(args.resume, "--resume", "gail_ppo checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "
                 "this script wrote it; start a new run.")

@@ -38,6 +38,7 @@ X = 2 + 5 or 2 + 2 numbers of an observation and an action.
     python toy_pointnav.py --evaluate runs/<run>/policy.pt   # 5,000 episodes beside the expert's
 """
 
+import copy
 import io
 import json
 import math
@@ -51,7 +52,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import plotly.graph_objects as go
@@ -128,7 +129,7 @@ class Args:
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed gamma gae_lambda ent_coef vf_coef cg_damping"
-        check_numbers(self, may_be_zero, {"total_timesteps": rollout}, at_most)
+        check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
 
 
 # Networks
@@ -166,9 +167,10 @@ class ActorCritic(nn.Module):
         """Policy, and value (B,), from observations (B, 2)."""
         features = self.features(obs)
         output, value = self.actor(features), self.critic(features).squeeze(-1)
-        if self.continuous:
-            return Independent(Normal(output, self.log_std.exp()), 1), value
-        return Categorical(logits=output), value
+        if self.continuous:  # validate_args takes time; train looks whether numbers are finite
+            normal = Normal(output, self.log_std.exp(), validate_args=False)
+            return Independent(normal, 1, validate_args=False), value
+        return Categorical(logits=output, validate_args=False), value
 
     def sample(self, policy: Distribution, generator: Generator) -> Tensor:
         """As policy.sample(), which takes no generator."""
@@ -502,9 +504,9 @@ def update_by_trpo(agent: ActorCritic, optimizer, rollout, rewards, args: Args):
 
 def train(args: Args) -> dict[str, float]:
     """Train from the start; returns what summary.json holds."""
+    args = copy.copy(args)  # the caller's stay as they are
     args.check()
     torch.set_num_threads(1)  # minibatches this small run slower on more
-    Distribution.set_default_validate_args(False)  # whether numbers are finite is checked below
     generator, continuous = Generator().manual_seed(args.seed), args.continuous
     expert_act = make_expert(continuous, args.seed)
     demos = play_episodes(expert_act, args.expert_episodes, args.seed + 1000, continuous)
@@ -803,6 +805,7 @@ def start_run(args: Args) -> Path:
     require(not run_dir.exists(), f"--run-name: {run_dir} exists already; give another.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, config=vars(args))
         except Exception as error:  # W&B fails in many ways
@@ -856,16 +859,20 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def check_numbers(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
-    """UserError unless every number is positive, or 0 where it may be, and within its limits."""
-    for name, x in vars(args).items():
-        if type(x) in (int, float):
+def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> None:
+    """UserError unless each setting has its type, or is one of its choices, and each number is
+    positive, or 0 where it may be, and within its limits."""
+    for name, kind in type(args).__annotations__.items():
+        x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
+        good = x in choices or type(x) is kind or (kind is float and type(x) is int)
+        expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"
+        require(good, f"{flag} is {x!r}, expected {expected}; change it.")
+        if kind in (int, float):
             low, high = at_least.get(name, 0), at_most.get(name, sys.float_info.max)
             zero_is_fine = name in may_be_zero.split()
             expected = f"{low} or more" if low or zero_is_fine else "more than 0"
             expected += f" and {high} or less" if name in at_most else ""
             good = low <= x <= high and (x > 0 or zero_is_fine)
-            flag = f"--{name.replace('_', '-')}"
             require(good, f"{flag} is {x}, expected a number, {expected}; change it.")
 
 

@@ -19,6 +19,7 @@ list of trajectories, each a list of steps {"state", "action", "reward", "done"}
 import json
 import os
 import pickle
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -183,7 +184,9 @@ def inspect(args: Inspect) -> None:
 def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
     figure = Figure(figsize=(14, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.hist(returns, bins=20)
+    if len(returns):
+        margin = 1e-6 * np.abs(returns).max()  # they may differ by no more than rounding
+        left.hist(returns, bins=20, range=(returns.min() - margin, returns.max() + margin))
     left.set(xlabel="return of an episode", ylabel="episodes", title="Returns")
     if "rewards" in arrays:
         for rewards in np.split(arrays["rewards"], np.cumsum(arrays["lengths"])[:-1]):
@@ -194,7 +197,7 @@ def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
         right.bar(*np.unique(arrays["actions"], return_counts=True))
         right.set(xlabel="action", ylabel="steps")
     elif "actions" in arrays:
-        right.violinplot(list(arrays["actions"].T), showextrema=False)
+        right.violinplot(list(arrays["actions"].T.astype(np.float64)), showextrema=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=120)
@@ -214,6 +217,23 @@ class PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def make_cheetah() -> gym.Env:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is a HalfCheetah-v5
+        return gym.make("HalfCheetah-v4").unwrapped
+
+
+def moves_like_a_cheetah(first: dict, second: dict) -> bool:
+    """Whether HalfCheetah-v4 gets from one step's state to the next one's by the first's action.
+    (Walker2d has as many observations and actions.)"""
+    env = make_cheetah()
+    env.reset()
+    env.set_state(np.append(0.0, first["state"][:8]), np.array(first["state"][8:]))
+    simulated, *_ = env.step(np.array(first["action"]))
+    env.close()
+    return np.allclose(simulated, second["state"], rtol=0.05, atol=0.05)
+
+
 def is_the_authors(content, env_id: str | None) -> bool:
     """Whether what a pickle held looks like trajectories of HalfCheetah-v4, one dict a step."""
     if env_id not in (None, "HalfCheetah-v4") or not isinstance(content, list) or not content:
@@ -223,7 +243,9 @@ def is_the_authors(content, env_id: str | None) -> bool:
     step = content[0][0]
     if step.keys() != {"state", "action", "reward", "done"}:
         return False
-    return np.shape(step["state"]) == (17,) and np.shape(step["action"]) == (6,)
+    if np.shape(step["state"]) != (17,) or np.shape(step["action"]) != (6,):
+        return False
+    return env_id is not None or len(content[0]) == 1 or moves_like_a_cheetah(*content[0][:2])
 
 
 def trajectories_of(content: list) -> list[tuple[np.ndarray, ...]]:
@@ -243,9 +265,7 @@ def complete(trajectories: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray
     """An author's trajectories as the arrays of a set. They leave out the state that an episode's
     last action led to, and the root's x. Both follow from the rest: the last action is simulated
     once more, and x is the sum of the velocities in the rewards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is a HalfCheetah-v5
-        env = gym.make("HalfCheetah-v4").unwrapped
+    env = make_cheetah()
     columns: dict[str, list] = {name: [] for name in ("states", "x", "actions", "rewards")}
     for states, actions, rewards in trajectories:
         env.reset()
@@ -333,11 +353,22 @@ def write_set(arrays: dict, metadata: dict, target: Path) -> None:
     metadata |= {"versions": {x.__name__: x.__version__ for x in (np, gym, mujoco)}}
     temporary = target.with_suffix(".tmp.npz")  # a kill leaves the old file, or the new
     target.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
-    os.replace(temporary, target)
+    try:
+        np.savez_compressed(temporary, metadata=json.dumps(metadata), **arrays)
+        os.replace(temporary, target)
+    except OSError:
+        remove(temporary)
+        raise
     lengths, limit = arrays["lengths"], metadata["max_episode_steps"]
     shown = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
     print(f"{shown}, {metadata['env_id']}, time limit {limit}")
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def export_set(args: Convert) -> None:
@@ -359,19 +390,23 @@ def export_set(args: Convert) -> None:
         problem = f"it has no {name}, and the target needs them"
         raise UserError(f"--source {args.source}: {problem}; {SEE}.")
     episodes = formats.episodes_of_set(arrays)
+    temporary = target.with_name(target.stem + ".tmp" + ending)  # a kill leaves the old file
     try:
         if is_minari:
             dataset_id = args.target.removeprefix("minari:")
             formats.write_minari(dataset_id, episodes, metadata.get("env_id"), limit)
             return
-        temporary = target.with_name(target.stem + ".tmp" + ending)  # a kill leaves the old file
         target.parent.mkdir(parents=True, exist_ok=True)
         writers[ending](temporary, episodes)
         os.replace(temporary, target)
     except Exception as error:
+        if not is_minari:
+            remove(temporary)
         raise UserError(f"--target {args.target}: {reason(error)}; {SEE}.") from None
     if ending in (".npz", *PICKLE):
         formats.warn_of_endings(arrays, limit)
+    if arrays["lengths"][arrays["truncated"]].max(initial=0) < limit:
+        print(f"to read it back, give --max-episode-steps {limit}: no episode was that long")
 
 
 def is_set(path: str) -> bool:
@@ -390,6 +425,8 @@ def convert(args: Convert) -> None:
     limit = args.max_episode_steps
     if limit is not None and limit < 1:
         raise UserError(f"--max-episode-steps is {limit}, expected 1 or more; change it.")
+    if Path(args.source).exists() and Path(args.source).resolve() == Path(args.target).resolve():
+        raise UserError(f"--target {args.target} is the source itself; give another.")
     if is_set(args.source):
         export_set(args)
     else:

@@ -1,5 +1,6 @@
 """Films as demonstrations, for `demos.py film`: read videos, or render a set's episodes anew."""
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,24 +15,51 @@ VIDEOS = "a folder of .png, a .gif or an .mp4"
 
 
 def shrink(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """A picture (h, w), (h, w, 3) or (h, w, 4) uint8 -> grey (H, W) uint8, by averaging, as
-    gail_pixels_ae.py does it: image_size is the shorter side, the other is a multiple of 8."""
+    """A picture (h, w) or (h, w, channels) uint8, or (h, w) bool -> grey (H, W) uint8, by
+    averaging, as gail_pixels_ae.py does it: image_size is the shorter side, the other is a multiple
+    of 8. An alpha channel is left out. ValueError for other numbers, as of 16 bits."""
+    if picture.dtype == bool:
+        picture = 255 * picture.astype(np.uint8)
+    if picture.dtype != np.uint8:
+        raise ValueError(f"a picture's numbers are {picture.dtype}, expected 8 bits a channel")
+    if picture.ndim == 3:
+        picture = picture[..., : 1 if picture.shape[2] < 3 else 3]
     rows, columns = picture.shape[:2]
     longer = 8 * round(image_size * max(rows, columns) / min(rows, columns) / 8)
     height, width = (image_size, longer) if columns > rows else (longer, image_size)
     grey = torch.from_numpy(np.array(picture, np.float32))
-    grey = grey if grey.ndim == 2 else grey[..., :3].mean(-1)
+    grey = grey if grey.ndim == 2 else grey.mean(-1)
     return F.adaptive_avg_pool2d(grey[None], (height, width)).round()[0].to(torch.uint8).numpy()
+
+
+def in_order(file: Path) -> list:
+    """What to sort files by, so that 10.png comes after 9.png."""
+    return [int(x) if x.isdecimal() else x for x in re.split("([0-9]+)", file.name)]
+
+
+def read_gif(path: str) -> Iterable[np.ndarray]:
+    """Who writes a GIF makes one picture of several that are alike, and shows it for longer. So each
+    is repeated as often as the shortest time fits its own."""
+    with imageio.get_reader(path) as reader:
+        pictures = list(reader)
+        times = [reader.get_meta_data(i).get("duration") or 0 for i in range(len(pictures))]
+    if min(times) > 0:
+        pictures = [x for x, time in zip(pictures, times) for _ in range(round(time / min(times)))]
+    if len(pictures) > len(times):
+        print(f"{path}: {len(times)} pictures, some of which stay, make {len(pictures)}")
+    return pictures
 
 
 def read_video(path: str) -> Iterable[np.ndarray]:
     """Its pictures, one after the other. ValueError or what imageio raises if it is no video."""
     if Path(path).is_dir():
-        files = sorted(Path(path).glob("*.png"))
+        files = sorted(Path(path).glob("*.png"), key=in_order)
         if not files:
             raise ValueError("a folder without .png files")
         yield from (imageio.imread(file) for file in files)
-    elif Path(path).suffix in (".gif", ".mp4"):
+    elif Path(path).suffix == ".gif":
+        yield from read_gif(path)
+    elif Path(path).suffix == ".mp4":
         with imageio.get_reader(path) as reader:
             yield from reader
     else:

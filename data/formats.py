@@ -90,6 +90,9 @@ def how_it_ended(columns: dict[str, np.ndarray]) -> bool | None:
 
 def one_episode(columns: dict[str, np.ndarray]) -> dict:
     """An episode from known columns."""
+    flags = [columns[name][:-1] for name in FLAGS if name in columns]
+    if any(flag.any() for flag in flags):
+        raise ValueError("an episode goes on after its flags say that it has ended")
     episode = {name: columns[name] for name in ("observations", "actions")}
     if "rewards" in columns:
         episode["rewards"] = columns["rewards"]
@@ -113,8 +116,13 @@ def ends_of_episodes(columns: dict[str, np.ndarray], limit: int | None) -> np.nd
     # Flags of termination alone say nothing of the episodes that a time limit cut.
     if "truncated" not in columns and "done" not in columns:
         if "following" in columns:
-            jumps = columns["following"][:-1] != columns["observations"][1:]
-            ends[:-1] |= jumps.reshape(steps - 1, -1).any(axis=1)
+            following, observations = columns["following"][:-1], columns["observations"][1:]
+            coarse = min(following.dtype, observations.dtype, key=lambda x: x.itemsize)
+            differ = following.astype(coarse) != observations.astype(coarse)
+            jumps = differ.any(axis=tuple(range(1, differ.ndim)))
+            if jumps.all() and not ends[:-1].all():
+                raise ValueError("no step begins with the observation that the one before led to")
+            ends[:-1] |= jumps
         elif limit is not None:
             elapsed = 0
             for step in range(steps):
@@ -136,6 +144,8 @@ def split_steps(columns: dict, limit: int | None) -> list[dict]:
     episodes = []
     for i in range(len(first) + 1):
         episodes.append(one_episode({name: pieces[name][i] for name in pieces}))
+    told = any(columns[name][-1] for name in FLAGS if name in columns)
+    episodes[-1]["stopped"] = not told  # maybe the recording ended, not the episode
     return episodes
 
 
@@ -234,8 +244,12 @@ def make_set(episodes: list[dict], limit: int | None) -> tuple[dict[str, np.ndar
         raise ValueError(f"{problem}: give --max-episode-steps")
     tell_endings(episodes, limit)
     if limit is None:
-        cut = [len(episode["actions"]) for episode in episodes if not episode["terminated"]]
         # The scripts count the time after an end up to the limit: a guess would not do.
+        cut = [
+            len(episode["actions"])
+            for episode in episodes
+            if not episode["terminated"] and not episode.get("stopped")
+        ]
         if longest not in cut:
             raise ValueError("no episode reached its time limit: give it with --max-episode-steps")
     episodes = cut_last_steps(episodes)
@@ -280,6 +294,20 @@ def warn_of_endings(arrays: dict[str, np.ndarray], limit: int) -> None:
 # Pickles of plain arrays
 
 
+def columns_of_steps(steps: list[dict]) -> dict[str, list]:
+    """A list for each name that we know. A flag may be missing where it is false."""
+    columns = {}
+    for field, names in NAMES.items():
+        for name in names:
+            if not any(name in step for step in steps):
+                continue
+            if field in FLAGS:
+                columns[name] = [step.get(name, False) for step in steps]
+            else:
+                columns[name] = [step[name] for step in steps]
+    return columns
+
+
 def episodes_of_pickle(content, limit: int | None) -> list[dict]:
     """Episodes from what a pickle held: a list of episodes, each a list of steps or a dict of
     arrays; or one dict of arrays, with the steps of all episodes in a row."""
@@ -300,7 +328,7 @@ def episodes_of_pickle(content, limit: int | None) -> list[dict]:
                 raise ValueError(
                     f"a step is a {found}, expected a dict with observation and action"
                 )
-            episode = {name: [step[name] for step in episode] for name in episode[0]}
+            episode = columns_of_steps(episode)
         episodes.append(one_episode(known_columns(episode)))
     return episodes
 

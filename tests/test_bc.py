@@ -930,7 +930,6 @@ def mistake(capsys, *argv) -> str:
         (["--compare-with", str(DEMOS)], "mean_action"),  # a file without it
         (["--compare-with", str(ROOT / "bc.py")], "bc.py: "),
         (["--resume", "nowhere.pt"], "--resume"),
-        (["--resume", "x.pt", "--seed", "3"], "drop the other flags"),
         (["--evaluate", "nowhere.pt"], "--evaluate"),
     ],
 )

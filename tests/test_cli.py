@@ -4,7 +4,10 @@ import dataclasses
 import importlib
 import os
 import sys
+import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -60,3 +63,18 @@ def test_train_checks_the_settings_of_a_program_that_calls_it(name):
     script = importlib.import_module(name)
     with pytest.raises(script.UserError, match="--seed is -1, expected a number"):
         script.train(script.Args(seed=-1))
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_settings_of_another_kind_are_named(name):
+    """What tyro would refuse on the command line, a program can give."""
+    script, wrong = importlib.import_module(name), {int: [6.0, np.int64(64), True], bool: [1, np.True_]}
+    wrong |= {float: [np.float64(0.5), "0.5", None], str: [Path("runs"), 3, None]}
+    for field in dataclasses.fields(script.Args):
+        for value in wrong.get(field.type, ["nonsense", None]):
+            flag = f"--{field.name.replace('_', '-')}"
+            with pytest.raises(script.UserError) as stopped:
+                script.Args(**{field.name: value}).check()
+            kind = "one of" if typing.get_args(field.type) else f"a plain {field.type.__name__};"
+            assert str(stopped.value).startswith(f"{flag} is {value!r}, expected {kind}")
+    script.Args(seed=3).check()

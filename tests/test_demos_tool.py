@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / "data"))
 import demos  # noqa: E402
 import formats  # noqa: E402
 
+CHEETAH = ["--env-id", "HalfCheetah-v4"]
+
 
 def mistake(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as exit_info:
@@ -66,7 +68,7 @@ def test_a_pickle_of_plain_lists_and_episodes_of_any_length(tmp_path):
     """As from another numpy, or none: floats in lists; the final state is the simulator's."""
     step = {"state": [0.0] * 17, "action": [0.5] * 6, "reward": 1.0, "done": False}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([[step] * 3, [step]]))
-    demos.main(["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz")])
+    demos.main(["convert", "--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz"), *CHEETAH])
     file = np.load(tmp_path / "a.npz")
     assert file["lengths"].tolist() == [3, 1] and file["observations"].shape == (6, 17)
     assert json.loads(str(file["metadata"]))["max_episode_steps"] == 3
@@ -106,7 +108,7 @@ def test_an_unpickler_that_admits_arrays_alone(module, tmp_path, capsys):
 def test_pickles_of_odd_rewards_are_refused_and_leave_no_folder(tmp_path, capsys, reward):
     step = {"state": np.zeros(17), "action": np.zeros(6), "reward": reward, "done": True}
     (tmp_path / "odd.pkl").write_bytes(pickle.dumps([[step, step]]))
-    flags = ["--source", str(tmp_path / "odd.pkl"), "--target", str(tmp_path / "new/x.npz")]
+    flags = ["--source", str(tmp_path / "odd.pkl"), "--target", str(tmp_path / "new/x.npz"), *CHEETAH]
     assert "expected" in mistake(capsys, "convert", *flags) and not (tmp_path / "new").exists()
 
 
@@ -807,6 +809,36 @@ def test_a_recording_that_stops_is_a_cut(tmp_path, hdf5):
     assert_is(tmp_path / "a.npz", episodes)
 
 
+def test_the_length_of_a_fragment_is_no_time_limit(tmp_path, capsys, hdf5):
+    """Episodes that ended, and one that was under way when the recording stopped, which is the longest."""
+    write, _ = hdf5
+    episodes = make_episodes((2, 3, 4), (True, True, False))
+    columns = in_a_row(episodes)
+    columns["timeouts"][-1] = False
+    flags = ["--source", str(write(columns)), "--target", str(tmp_path / "a.npz"), *HOPPER]
+    assert "no episode reached its time limit" in mistake(capsys, "convert", *flags)
+    demos.main(["convert", *flags, "--max-episode-steps", "9"])
+    assert_is(tmp_path / "a.npz", episodes, limit=9)
+
+
+def test_observations_that_were_rounded_differently_still_follow_each_other(tmp_path, capsys, hdf5):
+    write, _ = hdf5
+    episodes = make_episodes((2, 4, 4), (True, False, False))
+    columns = in_a_row(episodes)
+    del columns["timeouts"]
+    columns["observations"] = columns["observations"].astype(np.float64) + 1e-12
+    columns["next_observations"] = columns["next_observations"].astype(np.float32)
+    convert(write(columns), tmp_path / "a.npz", *HOPPER)
+    assert np.load(tmp_path / "a.npz")["lengths"].tolist() == [2, 4, 4]
+    order = np.array([3, 0, 8, 1, 6, 4, 9, 2, 7, 5])  # of a replay buffer
+    flags = ["--source", str(write({name: x[order] for name, x in columns.items()})), "--target", str(tmp_path / "b")]
+    flags[-1] += ".npz"
+    assert "no step begins with the observation" in mistake(capsys, "convert", *flags, *HOPPER)
+    one = {name: x[:1] for name, x in columns.items()}  # a step alone
+    convert(write(one), tmp_path / "c.npz", *HOPPER, "--max-episode-steps", "7")
+    assert np.load(tmp_path / "c.npz")["lengths"].tolist() == [1]
+
+
 # Which format
 
 
@@ -912,3 +944,66 @@ def test_an_authors_pickle_of_another_body(tmp_path):
     convert(tmp_path / "a.pkl", tmp_path / "a.npz", "--env-id", "Walker2d-v4")
     loaded = load(tmp_path / "a.npz", "Walker2d-v4")
     assert loaded["lengths"].tolist() == [2] and "qpos" not in np.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("flag", ["dones", "terminals", "truncations"])
+def test_an_episode_that_goes_on_after_its_end_is_refused(tmp_path, capsys, flag):
+    """As a loop over an environment that resets itself leaves it: the step across the reset is no step."""
+    obs, ends = np.array([0, 1, 10, 11, 12, 20.0])[:, None], np.array([0, 1, 0, 0, 1], bool)
+    episode = {"obs": obs, "actions": np.zeros((5, 1)), flag: ends}
+    for content in (episode, [episode]):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+        flags = ["--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz"), *HOPPER]
+        assert "an episode goes on after its flags say" in mistake(capsys, "convert", *flags)
+
+
+def test_flags_and_other_fields_may_stand_in_some_steps_alone(tmp_path):
+    steps = [{"obs": np.full(3, float(i)), "act": np.zeros(2)} for i in range(4)]
+    steps[0]["info"] = {}
+    steps[-1]["truncated"] = True
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([steps]))
+    convert(tmp_path / "a.pkl", tmp_path / "a.npz", *HOPPER, "--max-episode-steps", "10")
+    assert np.load(tmp_path / "a.npz")["terminated"].tolist() == [False]
+
+
+def test_another_body_of_a_cheetahs_shape_is_not_taken_for_one(tmp_path, capsys):
+    """17 observations and 6 actions, and no environment's name in a pickle."""
+    rng = np.random.default_rng(0)
+    steps = [{"state": rng.normal(size=17), "action": rng.uniform(-1, 1, 6), "reward": 1.0, "done": i == 2}
+             for i in range(3)]  # fmt: skip
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([steps]))
+    flags = ["--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz")]
+    assert "it does not name its environment" in mistake(capsys, "convert", *flags, "--max-episode-steps", "9")
+
+
+def test_a_set_is_not_replaced_by_its_own_translation(tmp_path, capsys, a_set):
+    source = a_set(make_episodes())
+    before = source.read_bytes()
+    told = mistake(capsys, "convert", "--source", str(source), "--target", str(tmp_path / "x/.." / source.name))
+    assert "is the source itself" in told and source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.pkl", "folder"])
+def test_a_refused_export_leaves_nothing(tmp_path, capsys, monkeypatch, a_set, name):
+    """The target is a folder that is not empty."""
+    source = a_set(make_episodes())
+    (tmp_path / name / "full").mkdir(parents=True)
+    monkeypatch.setattr(formats, "write_imitation_folder", lambda path, episodes: path.mkdir())
+    before = sorted(tmp_path.rglob("*"))
+    mistake(capsys, "convert", "--source", str(source), "--target", str(tmp_path / name))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_time_limit_that_the_target_cannot_hold_is_told(tmp_path, capsys, a_set):
+    source = a_set(make_episodes(terminated=(True, False, True)))
+    convert(source, tmp_path / "a.pkl")
+    assert "give --max-episode-steps 4: no episode was that long" in capsys.readouterr().out
+    convert(a_set(make_episodes()), tmp_path / "a.pkl")
+    assert "give --max-episode-steps" not in capsys.readouterr().out
+
+
+def test_returns_that_differ_by_rounding_and_boolean_actions_are_drawn(tmp_path, demo_file):
+    rewards = np.array([0.1, 0.2, 0.7, 0.0, 0.7, 0.3, 0.7, 0.2, 0.1, 0, 0, 0])
+    path = demo_file("a.npz", make={"lengths": (4, 2, 6)}, rewards=rewards, actions=rewards[:, None] > [0.1, 0.3])
+    demos.main(["inspect", "--demos", path, "--figure", str(tmp_path / "a.png")])
+    assert (tmp_path / "a.png").exists()

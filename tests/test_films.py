@@ -7,6 +7,7 @@ import math
 import dot
 import gymnasium as gym
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import ROOT
@@ -267,3 +268,49 @@ def test_what_the_environment_renders_of_a_set_is_what_a_policy_would_see(tmp_pa
     assert filmed["frames"].shape == (7, 16, 16) and filmed["rewards"].sum() == 6
     assert np.array_equal(filmed["frames"], script.shrink(np.array(live), 16, 16))
     assert len(set(filmed["frames"][:, 0, 0].tolist())) > 3  # they do differ
+
+
+def film_of(tmp_path, tool, video) -> list[int]:
+    """First pixels of the frames that the tool makes of a video."""
+    flags = ["--videos", str(video), "--env-id", "dot:Dot-v0", "--image-size", "8"]
+    tool.main(["film", *flags, "--target", str(tmp_path / "film.npz")])
+    with np.load(tmp_path / "film.npz") as file:
+        return file["frames"][:, 0, 0].tolist()
+
+
+def grey(value, *channels, dtype=np.uint8) -> np.ndarray:
+    return np.full((16, 16, *channels), value, dtype)
+
+
+def test_pictures_come_in_the_order_of_their_numbers(tmp_path, tool):
+    (tmp_path / "p").mkdir()
+    for i in range(12):
+        script.imageio.imwrite(tmp_path / f"p/{i}.png", grey(10 * i))
+    assert film_of(tmp_path, tool, tmp_path / "p") == list(range(0, 120, 10))
+
+
+def test_a_gif_shows_what_stands_still_for_as_long(tmp_path, tool, capsys):
+    values = [0, 50, 50, 50, 100, 150]
+    script.imageio.mimsave(tmp_path / "a.gif", [grey(x, 3) for x in values], duration=50)
+    assert film_of(tmp_path, tool, tmp_path / "a.gif") == pytest.approx(values, abs=3)
+    assert "4 pictures, some of which stay, make 6" in capsys.readouterr().out
+
+
+def test_pictures_of_other_kinds_are_grey_or_refused(tmp_path, tool, capsys):
+    with_alpha = [np.concatenate([grey(x, 1), grey(7, 1)], -1) for x in (0, 20)]
+    for name, pictures, expected in (
+        ("alpha", with_alpha, [0, 20]),
+        ("two", [PIL.Image.new("1", (16, 16), x) for x in (0, 1)], [0, 255]),
+    ):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(pictures):
+            if name == "alpha":
+                picture = PIL.Image.fromarray(picture)
+            picture.save(tmp_path / name / f"{i}.png")
+        assert film_of(tmp_path, tool, tmp_path / name) == expected
+    (tmp_path / "deep").mkdir()
+    for i in range(2):
+        script.imageio.imwrite(tmp_path / f"deep/{i}.png", grey(20_000 * i, dtype=np.uint16))
+    with pytest.raises(SystemExit):
+        film_of(tmp_path, tool, tmp_path / "deep")
+    assert "numbers are uint16, expected 8 bits a channel" in capsys.readouterr().err

@@ -1183,7 +1183,6 @@ def refused(argv: list[str], capsys) -> str:
         (["--demos", "nowhere.npz"], "nowhere.npz"),
         (["--evaluate", "nowhere.pt"], "nowhere.pt"),
         (["--resume", "nowhere.pt"], "nowhere.pt"),
-        (["--resume", "nowhere.pt", "--seed", "3"], "drop the other flags"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, flags, told, capsys, monkeypatch):

@@ -1201,10 +1201,6 @@ def test_checkpoint_of_another_script_or_version(tmp_path, capsys):
         assert "another version" in mistake(capsys, "--resume", str(tmp_path / "old.pt"))
 
 
-def test_resume_stands_alone(capsys):
-    assert "drop the other flags" in mistake(capsys, "--resume", "x.pt", "--seed", "3")
-
-
 def test_an_existing_run_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     flags = ["--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "taken"]
@@ -1263,3 +1259,31 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
 def test_booleans_as_a_sweep_agent_writes_them(flag):
     assert g.parse_args([flag]).anneal_lr is False
     assert g.parse_args(["--track=True"]).track is True
+
+
+def test_a_program_may_use_its_settings_again(tmp_path):
+    """What train() finds out from demonstrations and machine is not written into them."""
+    flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "a"]
+    args = g.tyro.cli(g.Args, args=flags)
+    before = dict(vars(args))
+    g.train(args)
+    assert vars(args) == before and args.gamma == 0
+    assert json.loads((tmp_path / "a/config.json").read_text())["gamma"] == 0.9
+
+
+def test_a_discrete_action_for_one_observation_is_a_number():
+    """Environments look it up in dicts and lists."""
+    demos = {"obs": np.random.default_rng(0).normal(size=(9, 3)), "actions": np.eye(2), "discrete": True}
+    agent = g.Agent(demos | {"low": np.zeros(2), "high": np.ones(2)}, 8, torch.Generator().manual_seed(0))
+    for generator in (None, torch.Generator().manual_seed(0)):
+        assert {0: "left", 1: "right"}[agent.act(demos["obs"][0], generator)]
+        assert agent.act(demos["obs"], generator).shape == (9,)
+
+
+def test_a_tracked_run_after_one_that_failed_is_one_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    failed = g.wandb.init(project="p", name="failed", dir=str(tmp_path)).id  # and never finished
+    args = g.Args(track=True, run_name="next", output_dir=str(tmp_path))
+    g.open_run("gail_ppo", args, None)
+    assert g.wandb.run.id != failed and g.wandb.run.name == "next" and g.wandb.run.config["run_name"] == "next"
+    g.wandb.finish()

@@ -829,11 +829,6 @@ def test_files_of_another_script_or_version(tmp_path, capsys):
         assert "another version" in mistake(capsys, "--resume", str(tmp_path / "old.pt"))
 
 
-def test_resume_stands_alone(capsys):
-    message = mistake(capsys, "--resume", "x.pt", "--seq-len", "3")
-    assert "drop the other flags" in message
-
-
 def test_what_is_saved_is_the_running_average_of_the_policies(tmp_path, monkeypatch):
     weights, update = [], s.update_policy
 

@@ -38,7 +38,7 @@ TABLE = [
     (RESUMING, "--resume {}/policy.pt", "it is a strange policy, expected a"),
     (RESUMING, "--resume {}/list.pt", "it is a None, expected a"),
     (RESUMING, "--resume {}/bare.pt", "another version of this script"),
-    (RESUMING, "--resume {}/bare.pt --seed 3", "drop the other flags"),
+    (RESUMING, "--resume {}/whole.pt --seed 3", "checkpoint; drop the other flags"),
     ((*IMITATORS, "collect_expert_sac"), "--cuda", "--cuda was given, but PyTorch sees no"),
     ((*IMITATORS, "collect_expert_sac"), "--threads -1", "--threads is -1, expected a number, 0 or more; change it."),
     ((*PPO, *IMAGINING, "collect_expert_sac"), "--num-envs 0", "--num-envs is 0"),
@@ -276,6 +276,11 @@ def test_every_mistake_is_one_sentence(name, flags, says, broken_files, tmp_path
     if "--cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     torch.save({"kind": f"{name} checkpoint", "args": {}}, broken_files / "bare.pt")  # it holds nothing
+    if name in RESUMING:
+        settings = vars(importlib.import_module(name).Args())
+        if name != "collect_expert_sac":
+            settings["num_demos"] = 1  # as a flag that differs, --seed aside
+        torch.save({"kind": f"{name} checkpoint", "args": settings}, broken_files / "whole.pt")
     argv = ["train"] if name == "collect_expert_sac" else []
     alone = "--resume" in flags or "--demos" in flags or name in ("collect_expert_sac", "toy_pointnav")
     argv += flags.format(*[broken_files] * 9).split() + ([] if alone else ["--demos", str(broken_files / "good.npz")])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -122,8 +123,18 @@ def test_the_example_that_uses_a_policy_acts(tmp_path, monkeypatch):
     assert names["obs"].shape == (17,) and np.isfinite(names["reward"])
 
 
+def test_the_example_of_a_program_that_trains_runs(tmp_path, monkeypatch):
+    """With fewer steps."""
+    example, *_ = re.findall(r"```python\n(.*?)```", DOCS["reading_a_run"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert "num_demos=5" in example and "1000000" in example
+    few = "num_demos=5, total_timesteps=3200, eval_episodes=2, threads=1"
+    exec(example.replace("num_demos=5", few).replace("1000000", "6400"), {})
+    assert json.loads((tmp_path / "runs/five/summary.json").read_text())["env_steps"] == 6400
+
+
 def test_the_examples_that_use_policies_with_a_memory_act(tmp_path, monkeypatch, capsys):
-    rssm, pixels = re.findall(r"```python\n(.*?)```", DOCS["reading_a_run"], re.DOTALL)
+    library, rssm, pixels = re.findall(r"```python\n(.*?)```", DOCS["reading_a_run"], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     common = ["--demos", str(DEMOS), "--num-envs", "4", "--eval-episodes", "2", "--threads", "1"]
     small = "--updates 1 --num-steps 20 --batch-size 4 --sequence-length 12 --num-starts 8 --horizon 3".split()
