@@ -588,6 +588,10 @@ def metrics_of_both(returns: np.ndarray, slow_returns: np.ndarray, demos: dict) 
 def final_evaluation(policy, task: dict, args: Args, path: Path, figure: Path) -> list[np.ndarray]:
     """Returns (E,) with the likeliest actions, and sampled (the same if the policy is
     deterministic); those after each step go into a .npz, and into a figure."""
+    courses = {}
+    if args.compare_with:
+        name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
+        courses[name] = load_evaluation(args.compare_with)  # now: it may be what `path` replaces
     mean = evaluate(policy, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = mean
     if policy.gaussian or policy.discrete:
@@ -598,11 +602,7 @@ def final_evaluation(policy, task: dict, args: Args, path: Path, figure: Path) -
         return [mean[-1], sampled[-1]]
     print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
     print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
-    courses = {"behaviour cloning": mean}
-    if args.compare_with:
-        name = "/".join(Path(args.compare_with).parts[-2:])  # <run>/evaluation.npz
-        courses[name] = load_evaluation(args.compare_with)
-    plot_cumulative_returns(courses, task, figure)
+    plot_cumulative_returns({"behaviour cloning": mean} | courses, task, figure)
     return [mean[-1], sampled[-1]]
 
 
@@ -654,7 +654,8 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
         wandb.summary.update(summary)
         wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
     return summary
 
 
@@ -692,7 +693,7 @@ def plot_cumulative_returns(courses: dict[str, np.ndarray], demos: dict, path: P
             halfway = 0.5 * (np.mean(demos["returns"]) + demos["random_return"])
             ax.axhline(halfway, color="grey", linestyle=":", label="ends below: fell away")
         ax.set(xlabel="step of the episode", ylabel="return so far")
-        ax.set_title(title, fontsize="medium")
+        ax.set_title(title, fontsize="medium", parse_math=False)
         ax.legend(loc="best")
     figure.savefig(path, dpi=120)
 
@@ -702,11 +703,11 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
     if args.resume:
-        run_dir = Path(args.resume).parent
+        run_dir = Path(args.resume).absolute().parent
     elif run_dir.exists():
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
-        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
         names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))

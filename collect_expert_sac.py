@@ -610,17 +610,20 @@ def load_agent(path: str) -> tuple[SquashedGaussianActor, dict]:
 
 def report(returns: dict, rows: list[dict], seconds: float, args: Args, run_dir: Path) -> dict:
     """The run's summary: a table and summary.json."""
-    points = [(x["global_step"], x["eval/return_mean"]) for x in rows if "eval/return_mean" in x]
-    (best_step, best), expert = max(points, key=lambda x: x[1]), returns["expert"]
+    expert, steps = returns["expert"], rows[-1]["global_step"]
     summary = {"eval/return_mean": expert.mean(), "eval/return_std": expert.std()}
     summary |= {f"sets/{level}": returns[level].mean() for level in NOISE_LEVELS}
-    summary |= {"best/return_mean": best, "best/step": best_step, "env_steps": points[-1][0]}
-    summary |= {"seconds": seconds, "charts/SPS": points[-1][0] / seconds}
+    evaluated = [row for row in rows if "eval/return_mean" in row]
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["eval/return_mean"])
+        summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
+    summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)
         wandb.finish()
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
     return summary
 
 
@@ -629,11 +632,11 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
     if args.resume:
-        run_dir = Path(args.resume).parent
+        run_dir = Path(args.resume).absolute().parent
     elif run_dir.exists():
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
-        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
         names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))

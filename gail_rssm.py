@@ -1214,7 +1214,8 @@ def report(agent: RSSMAgent, demos: dict, rows: list[dict], seconds: float, args
         wandb.summary.update(summary)
         wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
     return summary
 
 
@@ -1285,11 +1286,11 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
     name = f"{script}__{args.env_id}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.output_dir) / (args.run_name or re.sub("[:/]", "-", name))
     if args.resume:
-        run_dir = Path(args.resume).parent
+        run_dir = Path(args.resume).absolute().parent
     elif run_dir.exists():
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
-        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
+        names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
         names["reinit"] = "finish_previous"  # one that failed is still open in this process
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))

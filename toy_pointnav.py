@@ -715,7 +715,8 @@ def report(demos: dict, played: dict, rows: list[dict], summary: dict, args: Arg
     summary["demos_return_mean"] = demos["return"].mean().item()
     points = [(x["eval/return_mean"], x["global_step"]) for x in rows if "eval/return_mean" in x]
     summary["best/return_mean"], summary["best/step"] = max(points, key=lambda point: point[0])
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
     print(*(f"  {name:26}{value}" for name, value in summary.items()), f"  {run_dir}", sep="\n")
     if args.track:
         wandb.summary.update(summary)

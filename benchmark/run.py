@@ -506,7 +506,7 @@ def main(args: Args) -> None:
     try:
         for worker in workers:
             worker.join()
-    except KeyboardInterrupt:  # the runs got it too: they save their checkpoints and end
+    except KeyboardInterrupt:  # the runs got it too, and end; their last checkpoints stay
         stop.set()
         sys.exit("stopped; the same command goes on")
     progress.close()

@@ -899,6 +899,20 @@ def test_runs_alone_beside_data(tmp_path):
     assert list((tmp_path / "runs/wandb").glob("offline-run-*"))
 
 
+def test_a_clone_is_compared_with_what_its_file_held_before(tmp_path, monkeypatch):
+    """The evaluation writes the very file; and its name is text, not mathematics."""
+    run(tmp_path, "a$5_vs_$b")
+    drawn, plot = [], bc.plot_cumulative_returns
+    monkeypatch.setattr(bc, "plot_cumulative_returns", lambda *x: (drawn.append(x[0]), plot(*x)))
+    policy = tmp_path / "a$5_vs_$b/policy.pt"
+    flags = ["--evaluate", str(policy), "--eval-episodes", "4", "--threads", "1"]
+    bc.main([*flags, "--seed", "5"])
+    before = bc.load_evaluation(str(policy.with_suffix(".npz")))
+    bc.main([*flags, "--seed", "6", "--compare-with", str(policy.with_suffix(".npz"))])
+    mine, compared = drawn[-1].values()
+    assert np.array_equal(compared, before) and not np.array_equal(mine, before)
+
+
 # Users' mistakes: one sentence, exit code 2, nothing left behind
 
 

@@ -765,3 +765,12 @@ def test_files_of_another_kind_or_version_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["--anneal-lr=False", "--no-anneal-lr", "--anneal_lr=False"])
 def test_booleans_as_a_sweep_agent_writes_them(flag):
     assert c.parse_args(["train", flag]).anneal_lr is False
+
+
+def test_a_run_is_as_long_as_its_last_row_though_nothing_was_evaluated(tmp_path):
+    returns = {name: np.ones(3) for name in ("expert", *c.NOISE_LEVELS)}
+    summary = c.report(returns, [{"global_step": 4800}], 2.0, c.Args(), tmp_path)
+    assert summary["env_steps"] == 4800 and summary["charts/SPS"] == 2400 and "best/step" not in summary
+    rows = [{"global_step": 3200, "eval/return_mean": 5.0}, {"global_step": 4800}]
+    summary = c.report(returns, rows, 2.0, c.Args(), tmp_path)
+    assert (summary["env_steps"], summary["best/step"]) == (4800, 3200)

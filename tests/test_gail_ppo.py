@@ -1287,3 +1287,31 @@ def test_a_tracked_run_after_one_that_failed_is_one_of_its_own(tmp_path, monkeyp
     g.open_run("gail_ppo", args, None)
     assert g.wandb.run.id != failed and g.wandb.run.name == "next" and g.wandb.run.config["run_name"] == "next"
     g.wandb.finish()
+
+
+def test_a_moved_run_is_tracked_where_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "moved/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "moved/here")
+    args = g.Args(track=True, resume="checkpoint.pt", output_dir="/proc/1/nowhere")
+    assert g.open_run("gail_ppo", args, None) == tmp_path / "moved/here"
+    assert g.wandb.run.name == "here" and list((tmp_path / "moved/wandb").glob("offline-run-*"))
+    g.wandb.finish()
+
+
+def test_a_disk_that_is_full_at_the_summary_leaves_none(tmp_path, monkeypatch, capsys):
+    """An empty one would say that the run is finished."""
+    flags, write = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "a"], g.Path.write_text
+
+    def full(path, text):
+        if "summary" in path.name:
+            write(path, "")
+            raise OSError(28, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(g.Path, "write_text", full)
+    assert "No space left" in mistake(capsys, *flags)
+    assert not (tmp_path / "a/summary.json").exists()
+    monkeypatch.undo()
+    g.main(["--resume", str(tmp_path / "a/checkpoint.pt")])
+    assert json.loads((tmp_path / "a/summary.json").read_text())["env_steps"] == 3200
