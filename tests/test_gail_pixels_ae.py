@@ -820,7 +820,7 @@ def test_what_follows_an_end_is_paid_by_how_often_the_expert_is_there():
     visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 60.0])}
     rewards, log = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
     assert visits["policy"].tolist() == pytest.approx([0.5 * 40 + 40, 0.5 * 60 + 20])
-    policy = np.array([76.5, 74.5]) / 151
+    policy = np.array([60.5, 50.5]) / 111
     expert = (np.array([300, 100]) + policy) / 401
     with torch.no_grad():
         logit = nets.disc(rollout["features"])[..., 0] + math.log(expert[0] / policy[0])
