@@ -279,6 +279,13 @@ def test_a_discrete_policy_acts_as_defined():
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected, atol=0.01)
 
 
+def test_a_discrete_action_for_one_observation_is_a_number():
+    """Environments look it up in dicts and lists."""
+    policy, obs = a_policy("discrete", low=(0,) * 3, high=(1,) * 3), np.random.default_rng(0).normal(size=17)
+    for generator in (None, torch.Generator().manual_seed(0)):
+        assert {0: "left", 1: "stay", 2: "right"}[policy.act(obs, generator)]
+
+
 @pytest.mark.parametrize("kind", ["mse", "nll"])
 def test_what_does_not_vary_has_no_influence_and_is_done_always(kind):
     rng = np.random.default_rng(0)

@@ -79,6 +79,13 @@ def test_actions_fill_the_bounds_and_log_deviations_theirs():
     torch.testing.assert_close(log_std, -5 + 3.5 * (torch.tanh(raw) + 1))
 
 
+def test_no_action_lies_beyond_the_bounds_by_rounding():
+    low, high = torch.tensor([-2.2, -1.0]), torch.tensor([0.4, 1.0])
+    assert (low + 0.5 * 2 * (high - low) > high).any()  # these numbers would
+    actor = an_actor(3, low=low.tolist(), high=high.tolist())
+    assert torch.equal(actor.to_bounds(torch.ones(1, 2))[0], high)
+
+
 def test_acting_standardizes_squashes_and_stretches():
     actor = an_actor(3, low=(-2.0, 0.0), high=(4.0, 1.0))
     obs = np.random.default_rng(0).normal(size=(9, 3))

@@ -701,6 +701,14 @@ def cart_pole_demos(path) -> str:
     return str(path)
 
 
+def test_a_discrete_action_for_one_observation_is_a_number():
+    """Environments look it up in dicts and lists."""
+    demos = {"obs": np.random.default_rng(0).normal(size=(9, 3)), "actions": np.eye(2), "discrete": True}
+    agent = s.Agent(demos | {"low": np.zeros(2), "high": np.ones(2)}, 8, torch.Generator().manual_seed(0))
+    for generator in (None, torch.Generator().manual_seed(0)):
+        assert {0: "left", 1: "right"}[agent.act(demos["obs"][0], generator)]
+
+
 @pytest.mark.parametrize("use_actions", [False, True])
 def test_discrete_actions_train_resume_and_evaluate(tmp_path, monkeypatch, use_actions):
     demos, seen, cut_windows = cart_pole_demos(tmp_path / "cart_pole.npz"), [], s.cut_windows

@@ -262,6 +262,13 @@ def test_act_takes_the_mean_action_and_cuts(continuous):
     assert not continuous or np.abs(sampled[0]).max() == 1  # the cut
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_torch_still_checks_the_distributions_of_others(continuous):
+    make_agent(continuous)(torch.zeros(1, 2))
+    with pytest.raises(ValueError):
+        torch.distributions.Normal(math.nan, 1.0)
+
+
 # Pure functions
 
 
