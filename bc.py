@@ -156,7 +156,7 @@ class Policy(nn.Module):
     deterministic policy, squashed into the bounds and INPUT_CLIP, or the mean of a Gaussian one,
     which has a log deviation (A,). If actions are discrete, their logits. The state_dict has all
     that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"] (L, A), and the
-    bounds demos["low"] and ["high"] (A,) of actions."""
+    bounds demos["low"] and ["high"] (A,) of actions, as precise as the world's."""
 
     def __init__(self, demos: dict, hidden: list[int], gaussian: bool, generator: Generator):
         super().__init__()
@@ -167,8 +167,8 @@ class Policy(nn.Module):
         self.standardize_action = Standardize(actions, whole=True)  # no action may be clipped
         self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
-        self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(demos["high"], dtype=torch.float32))
+        self.register_buffer("low", torch.as_tensor(demos["low"]))
+        self.register_buffer("high", torch.as_tensor(demos["high"]))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gaussian or self.discrete:
@@ -526,7 +526,7 @@ def match_demos(demos: dict, envs) -> None:
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
                       f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")
-    demos |= {"low": low, "high": high, "actions": actions.clip(low, high).astype(np.float64)}
+    demos |= {"low": space.low, "high": space.high, "actions": actions.clip(low, high)}
 
 
 # --- Plumbing: evaluation, files, command line ---

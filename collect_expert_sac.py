@@ -148,8 +148,8 @@ class SquashedGaussianActor(nn.Module):
         self.net = nn.Sequential(*layers[:-1])
         self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float64))
         self.register_buffer("std", torch.ones(obs_dim, dtype=torch.float64))
-        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
+        self.register_buffer("low", torch.as_tensor(low))
+        self.register_buffer("high", torch.as_tensor(high))
 
     def fit_statistics(self, obs: Tensor) -> None:
         """Of observations (L, O). What has not varied yet keeps scale 1, and is seen once it moves.

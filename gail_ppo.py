@@ -179,7 +179,7 @@ class Agent(nn.Module):
     """Policy and value of standardized observations. The policy is a Gaussian of the standardized
     action (A,), or, where actions are discrete, a categorical one of one-hot vectors (A,). The
     state_dict has all that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"]
-    (L, A), and the bounds demos["low"] and ["high"] (A,) of actions."""
+    (L, A), and the bounds demos["low"] and ["high"] (A,) of actions, as precise as the world's."""
 
     def __init__(self, demos: dict, hidden_size: int, generator: Generator):
         super().__init__()
@@ -192,8 +192,8 @@ class Agent(nn.Module):
         self.actor = mlp([obs_dim, hidden_size, hidden_size, outputs], 0.01, generator)
         self.critic = mlp([obs_dim, hidden_size, hidden_size, 1], 1.0, generator)
         self.actor[-1].bias.data[action_dim:] = INITIAL_LOG_STD
-        self.register_buffer("low", torch.as_tensor(demos["low"], dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(demos["high"], dtype=torch.float32))
+        self.register_buffer("low", torch.as_tensor(demos["low"]))
+        self.register_buffer("high", torch.as_tensor(demos["high"]))
 
     def value(self, x: Tensor) -> Tensor:
         return self.critic(x).squeeze(-1)
@@ -811,7 +811,7 @@ def match_demos(demos: dict, envs) -> None:
     if outside > 0.01:
         warnings.warn(f"{outside:.0%} of the demonstrated actions, {actions.min():g} to "
                       f"{actions.max():g}, lie outside the bounds {low} to {high}, and are cut")
-    demos |= {"low": low, "high": high, "actions": actions.clip(low, high).astype(np.float64)}
+    demos |= {"low": space.low, "high": space.high, "actions": actions.clip(low, high)}
 
 
 # --- Plumbing: evaluation, files, command line ---

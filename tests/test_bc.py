@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -277,6 +278,25 @@ def test_a_discrete_policy_acts_as_defined():
     expected = np.exp(logits) / np.exp(logits).sum()
     assert 0.1 < expected.min() < 0.25  # none is out of the question, and not all are alike
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_action_lies_beyond_the_bounds_by_rounding(dtype, gaussian):
+    """0.1 is no float32 number; the nearest one is greater."""
+    space = gym.spaces.Box(-0.1, 0.1, (2,), dtype)
+    envs = SimpleNamespace(single_action_space=space, single_observation_space=gym.spaces.Box(-1, 1, (3,)))
+    rng = np.random.default_rng(0)
+    demos = {
+        "obs": rng.normal(size=(9, 3)),
+        "observations": np.zeros((9, 3)),
+        "actions": rng.uniform(-0.1, 0.1, (9, 2)),
+    }
+    bc.match_demos(demos, envs)
+    agent = bc.Policy(demos, [8], gaussian, torch.Generator().manual_seed(0))
+    agent.net[-1].bias.data[:] = 20.0
+    action = agent.act(demos["obs"][0])
+    assert space.contains(action) and np.allclose(action, 0.1)
 
 
 def test_a_discrete_action_for_one_observation_is_a_number():

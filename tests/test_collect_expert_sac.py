@@ -79,11 +79,16 @@ def test_actions_fill_the_bounds_and_log_deviations_theirs():
     torch.testing.assert_close(log_std, -5 + 3.5 * (torch.tanh(raw) + 1))
 
 
-def test_no_action_lies_beyond_the_bounds_by_rounding():
-    low, high = torch.tensor([-2.2, -1.0]), torch.tensor([0.4, 1.0])
-    assert (low + 0.5 * 2 * (high - low) > high).any()  # these numbers would
-    actor = an_actor(3, low=low.tolist(), high=high.tolist())
-    assert torch.equal(actor.to_bounds(torch.ones(1, 2))[0], high)
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-2.2, 0.4, np.float32), (-0.1, 0.1, np.float32), (-0.1, 0.1, np.float64)]
+)
+def test_no_action_lies_beyond_the_bounds_by_rounding(low, high, dtype):
+    """In float32 -2.2 + (0.4 + 2.2) is more than 0.4, and 0.1 more than in float64."""
+    space = gym.spaces.Box(low, high, (2,), dtype)
+    actor = an_actor(3, low=space.low, high=space.high)
+    actor.net[-1].bias.data[:] = 20.0
+    action = actor.act(np.zeros(3))
+    assert space.contains(action) and np.allclose(action, high)
 
 
 def test_acting_standardizes_squashes_and_stretches():

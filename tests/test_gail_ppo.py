@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -1269,6 +1270,24 @@ def test_a_program_may_use_its_settings_again(tmp_path):
     g.train(args)
     assert vars(args) == before and args.gamma == 0
     assert json.loads((tmp_path / "a/config.json").read_text())["gamma"] == 0.9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_action_lies_beyond_the_bounds_by_rounding(dtype):
+    """0.1 is no float32 number; the nearest one is greater."""
+    space = gym.spaces.Box(-0.1, 0.1, (2,), dtype)
+    envs = SimpleNamespace(single_action_space=space, single_observation_space=gym.spaces.Box(-1, 1, (3,)))
+    rng = np.random.default_rng(0)
+    demos = {
+        "obs": rng.normal(size=(9, 3)),
+        "observations": np.zeros((9, 3)),
+        "actions": rng.uniform(-0.1, 0.1, (9, 2)),
+    }
+    g.match_demos(demos, envs)
+    agent = g.Agent(demos, 8, torch.Generator().manual_seed(0))
+    agent.actor[-1].bias.data[:] = 20.0
+    action = agent.act(demos["obs"][0])
+    assert space.contains(action) and np.allclose(action, 0.1)
 
 
 def test_a_discrete_action_for_one_observation_is_a_number():

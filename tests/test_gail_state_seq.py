@@ -701,6 +701,24 @@ def cart_pole_demos(path) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_action_lies_beyond_the_bounds_by_rounding(dtype):
+    """0.1 is no float32 number; the nearest one is greater."""
+    space = gym.spaces.Box(-0.1, 0.1, (2,), dtype)
+    envs = SimpleNamespace(single_action_space=space, single_observation_space=gym.spaces.Box(-1, 1, (3,)))
+    rng = np.random.default_rng(0)
+    demos = {
+        "obs": rng.normal(size=(9, 3)),
+        "observations": np.zeros((9, 3)),
+        "actions": rng.uniform(-0.1, 0.1, (9, 2)),
+    }
+    s.match_demos(demos, envs)
+    agent = s.Agent(demos, 8, torch.Generator().manual_seed(0))
+    agent.actor[-1].bias.data[:] = 20.0
+    action = agent.act(demos["obs"][0])
+    assert space.contains(action) and np.allclose(action, 0.1)
+
+
 def test_a_discrete_action_for_one_observation_is_a_number():
     """Environments look it up in dicts and lists."""
     demos = {"obs": np.random.default_rng(0).normal(size=(9, 3)), "actions": np.eye(2), "discrete": True}
