@@ -149,7 +149,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ("BC, imitation", IMITATION, "--method bc"),
             ("the expert in imitation's MuJoCo", IMITATION, "--method expert"),
         )
-    ],
+    ]
+    + [("GAIL, tianshou, a quicker D", TIANSHOU, ["--disc-learning-rate", "1e-3", "--disc-steps", "20"], [1])],
     "toy": [
         (name, "toy_pointnav.py", flags, TEN)
         for name, flags in (("PPO", []), ("TRPO", ["--algorithm", "trpo"]), ("PPO, continuous", ["--continuous"]))

@@ -49,6 +49,10 @@ class Args:
     run_name: str = "tianshou"
     threads: int = 1
     """threads of torch"""
+    disc_learning_rate: float = 2.5e-5
+    """Adam step size of D"""
+    disc_steps: int = 2
+    """steps of D per rollout, each on its share of it"""
 
 
 def read_demos(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -81,7 +85,7 @@ def initialize(*modules: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def make_gail(observations: np.ndarray, actions: np.ndarray, space: gym.spaces.Box, epochs: int) -> GAIL:
+def make_gail(observations: np.ndarray, actions: np.ndarray, space: gym.spaces.Box, epochs: int, args: Args) -> GAIL:
     """tianshou's GAIL on standardized demonstrations (L, O), (L, A)."""
     shape = {"state_shape": observations.shape[1:], "hidden_sizes": [64, 64], "activation": nn.Tanh}
     actor = ContinuousActorProbabilistic(preprocess_net=Net(**shape), action_shape=actions.shape[1:], unbounded=True)
@@ -113,8 +117,8 @@ def make_gail(observations: np.ndarray, actions: np.ndarray, space: gym.spaces.B
         optim=AdamOptimizerFactory(lr=3e-4).with_lr_scheduler_factory(schedule),
         expert_buffer=expert,
         disc_net=disc,
-        disc_optim=AdamOptimizerFactory(lr=2.5e-5),
-        disc_update_num=2,
+        disc_optim=AdamOptimizerFactory(lr=args.disc_learning_rate),
+        disc_update_num=args.disc_steps,
         gamma=0.99,
         gae_lambda=0.95,
         max_grad_norm=0.5,
@@ -144,7 +148,7 @@ def main(args: Args) -> None:
     envs.seed(args.seed)
     space = envs.action_space[0]
     epochs = max(1, round(args.total_timesteps / EPOCH))
-    gail = make_gail((observations - mean) / std, actions, space, epochs)
+    gail = make_gail((observations - mean) / std, actions, space, epochs, args)
     folder = Path(args.output_dir) / args.run_name
     folder.mkdir(parents=True)
 
