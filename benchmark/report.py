@@ -31,7 +31,7 @@ ORIGINAL = dict.fromkeys(("GAIL", "GAIL 1M", "GAIL 2M", "GAIL + normalization"),
 ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
 GPU = ["name", "card", "whole run, steps/s", "loop, steps/s", "wall_seconds", "time/rollout", "time/discriminator"]
 GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
-PEERS = ["GAIL, ours", "GAIL, imitation, our settings", "GAIL, imitation, its settings"]
+PEERS = ["ours", "imitation, our settings", "imitation, its settings", "tianshou, its settings"]
 SCRIPTS = [  # suite, variant, label
     ("rssm", "100k steps", "gail_rssm.py, states"),
     ("rssm_frames", "frames, 100k", "gail_rssm.py, frames"),
@@ -52,8 +52,8 @@ DRAWN = {
         *("GAIL + normalization", "combined", "GAIL without normalization", "PPO, gamma 0.99, lambda 0.95"),
     ),
     "pixels": of("frames", "HalfCheetah, 1M, on an H200", "HalfCheetah, 1M"),
-    "peers": of("former/peers", *PEERS),
-    "peers_minutes": of("former/peers", *PEERS),
+    "peers": of("peers", *(f"GAIL, {peer}" for peer in PEERS)),
+    "peers_minutes": of("peers", *(f"GAIL, {peer}" for peer in PEERS)),
     "long": of("long", "GAIL 20M"),
     "hopper": of("endings", "Hopper, GAIL", "Hopper, GAIL on states"),
     "state_seq": of("state_seq", *(f"N = {n}" for n in range(1, 6)), "N = 4, look ahead"),
