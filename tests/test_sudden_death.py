@@ -87,7 +87,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
 def test_ctrl_c_in_a_terminal(tmp_path):
     """The real signal, in a process of its own."""
     flags = ["--total-timesteps", "10000000", "--output-dir", str(tmp_path), "--run-name", "a"]
-    process = subprocess.Popen([sys.executable, "gail_ppo.py", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "gail_ppo.py", *flags],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+    )
     checkpoint, deadline = tmp_path / "a/checkpoint.pt", time.monotonic() + 60
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.1)
