@@ -85,7 +85,7 @@ FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
 CAMERAS = {
     "HalfCheetah": (2.2, 1.3, 0.56, 0, 1),
     "Hopper": (1.2, 2.0, 0.9, 0, 1),
-    "Walker2d": (1.2, 2.0, 0.9, 0, 1),
+    "Walker2d": (1.5, 2.0, 0.9, 0, 1),
     "Swimmer": (3.8, 2.2, 0.0, 90, 2),
     "Ant": (2.4, 2.0, 0.5, 45, 2),
     "Humanoid": (1.4, 1.8, 0.85, 15, 2),
