@@ -349,3 +349,24 @@ def test_the_parts_of_the_loop_are_timed_and_the_script_is_left_as_it_was(tmp_pa
     assert seconds.keys() == loop_parts.PARTS.keys()
     assert 0 < seconds["the physics (of rollouts and evaluations)"] < seconds["a rollout"] + seconds["evaluations"]
     assert seconds["40 minibatches of policy and value"] > 0
+
+
+def test_how_precisely_the_pixel_script_sees():
+    import eyes
+
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(3000, 4))
+    states = np.stack([seen[:, 0] - seen[:, 1], 100 * np.tanh(seen[:, 2]), rng.normal(size=3000)], axis=1)
+    told = eyes.errors(seen, states, np.arange(3000) < 2000, 600, "cpu")
+    assert (told[:2] < 0.2).all() and told[2] > 0.9  # what is not seen cannot be told
+
+    flags = "--image-size 16 --latent-dim 4 --pretrain-steps 3 --predictor-steps 1 --num-envs 4 --num-steps 20 "
+    flags += "--num-minibatches 1 --ae-batch-size 16 --num-demos 10 --threads 1"
+    seen, states, train = eyes.see(eyes.script.parse_args(flags.split()))
+    assert seen.shape == (1010, 4 * 4 + 3 * 6) and states.shape == (1010, 17) and train.sum() == 707
+    with np.load(eyes.ROOT / "data/halfcheetah-v4_sac_stochastic-one.npz") as demos:
+        drawn = np.flatnonzero((demos["observations"][:, None] == states[2]).all(-1))[0]  # third of its episode
+        episode = np.flatnonzero(np.cumsum(demos["lengths"] + 1) > drawn)[0]
+        actions = demos["actions"][drawn - episode - 2 : drawn - episode]
+    np.testing.assert_allclose(seen[2, -12:].reshape(2, 6), actions)
+    assert (seen[2, -18:-12] == 0).all() and len(eyes.main(flags.split(), steps=2)) == 17
