@@ -122,10 +122,9 @@ class Args:
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
     normalize_reward: bool = True  # divide by the running deviation, subtract the running mean
 
-    disc_learning_rate: float = 3e-3  # Adam step size of D
+    disc_learning_rate: float = 0.0  # Adam step size of D (0: 3e-3, with transformer 1e-3)
     disc_steps: int = 20  # minibatch steps of D per rollout
-    disc_batch_size: int = 0
-    """expert windows, and as many of the policy's, in a minibatch (0: 512, with transformer 48)"""
+    disc_batch_size: int = 0  # windows of each side in D's minibatch (0: 512, with transformer 48)
     disc_hidden_size: int = 128  # width of D's two hidden layers
     grad_penalty_coef: float = 0.3  # weight of D's gradient penalty
 
@@ -135,15 +134,16 @@ class Args:
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
         at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        may_be_zero += " average_share disc_batch_size"
+        may_be_zero += " average_share disc_learning_rate disc_batch_size"
         check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(self.discriminator == "mlp" or self.disc_hidden_size % HEADS == 0,
                 f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
                 "the transformer's heads; change it.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
-        if self.disc_batch_size == 0:
-            self.disc_batch_size = {"mlp": 512, "transformer": 48}[self.discriminator]
+        is_mlp = self.discriminator == "mlp"
+        self.disc_learning_rate = self.disc_learning_rate or (3e-3 if is_mlp else 1e-3)
+        self.disc_batch_size = self.disc_batch_size or (512 if is_mlp else 48)
         if self.threads == 0:
             has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
             self.threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()

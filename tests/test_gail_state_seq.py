@@ -471,11 +471,13 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path):
     assert a == b != c
 
 
-@pytest.mark.parametrize(("discriminator", "size"), [("mlp", 512), ("transformer", 48)])
-def test_minibatch_of_the_discriminator_by_default(discriminator, size):
-    assert s.parse_args(["--discriminator", discriminator]).disc_batch_size == size
-    given = s.parse_args(["--discriminator", discriminator, "--disc-batch-size", "7"])
-    assert given.disc_batch_size == 7
+@pytest.mark.parametrize(("discriminator", "lr", "size"), [("mlp", 3e-3, 512), ("transformer", 1e-3, 48)])
+def test_step_size_and_minibatch_of_the_discriminator_by_default(discriminator, lr, size):
+    found = s.parse_args(["--discriminator", discriminator])
+    assert (found.disc_learning_rate, found.disc_batch_size) == (lr, size)
+    given = "--disc-batch-size", "7", "--disc-learning-rate", "0.5"
+    given = s.parse_args(["--discriminator", discriminator, *given])
+    assert (given.disc_learning_rate, given.disc_batch_size) == (0.5, 7)
 
 
 def states_alone(tmp_path, name, **changes) -> str:
