@@ -2,8 +2,8 @@
 
 After the script's pretraining a network learns to tell the true state from what the script knows, the latents of K
 frames and the K - 1 actions between them, on seven tenths of the demonstrations. Printed are its errors on the rest:
-root-mean-square, in the state's own units and as a share of the state's spread. The table that came of this is
-benchmark/results/eyes.csv. A minute on a GPU, ten on a CPU.
+root-mean-square, in the state's own units and as a share of the state's spread. benchmark/results/eyes.csv has
+such errors of three bodies. A minute on a GPU, ten on a CPU.
 """
 
 import sys
@@ -80,4 +80,8 @@ def main(argv: list[str], steps: int = 4000) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except script.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

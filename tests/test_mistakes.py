@@ -60,6 +60,7 @@ TABLE = [
     (PPO, "--disc-batch-size -1", "--disc-batch-size is -1"),
     (PPO, "--disc-hidden-size 0", "--disc-hidden-size is 0"),
     (PPO, "--disc-learning-rate -1", "--disc-learning-rate is -1.0"),
+    (("gail_ppo", "gail_pixels_ae", "toy_pointnav"), "--disc-learning-rate 0", "--disc-learning-rate is 0.0"),
     ((*GAIL, *IMAGINING), "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
     ((*IMITATORS, "toy_pointnav"), "--eval-episodes 0", "--eval-episodes is 0"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/nowhere.pt", "nowhere.pt: not a readable file"),
