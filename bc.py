@@ -271,7 +271,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(1)  # minibatches this small are slower on more
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
+    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["observations", "actions"])
     envs = make_envs(demos, 1, 1)
@@ -483,15 +483,15 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        advice = "give a registered gymnasium id"
-        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
+                        "id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
     discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
-            "Box, or Discrete from 0; choose another environment.")
+    require(discrete or (flat[1] and actions.dtype.kind == "f"), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box of floats, or Discrete from 0; choose another.")
     return envs
 
 
@@ -535,9 +535,8 @@ def match_demos(demos: dict, envs) -> None:
 def evaluate(policy: Policy | None, task: dict, episodes: int, seed: int, threads, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the likeliest actions,
     sampled ones, or, without a policy, random ones; the last row is the episodes' returns."""
-    envs, generator = make_envs(task, episodes, threads), None
-    if sampled:
-        generator = Generator().manual_seed(seed)
+    envs = make_envs(task, episodes, threads)
+    generator = Generator().manual_seed(seed) if sampled else None
     obs, _ = envs.reset(seed=seed)
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []

@@ -20,7 +20,7 @@ Where this departs from the usual implementation, and why (benchmark/results/sac
     fresh data makes an update worth more than a second look at old data (423 after 20k updates; one
     a step, with the usual 3e-4 for the actor, had 350 after 35k; which did it was not told apart).
  3. gamma 0.97: a horizon of 33 steps, a stride or two, fits episodes of 100 steps better than 0.95
-    (336 against 255 after 16k updates) and, once of twice, than 0.99 (568 and 518 against 536).
+    (336 against 255 after 16k updates). Against 0.99 it is undecided (568 and 518; 536).
  4. Minibatches of 128, cheaper than 256, come to the same (539 and 546 after 300k steps).
  5. A time limit does not end the task: the value of the true final observation is bootstrapped.
  6. Rewards are taken as they come. Their scale matters here: some units a step (HalfCheetah's
@@ -89,7 +89,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
     cuda: bool = False  # networks on the GPU
-    threads: int = 0  # threads of the physics and of the networks (0: one per core)
+    threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
 
     total_timesteps: int = 5_000_000  # environment steps of the whole run
     num_envs: int = 32  # parallel environments (N)
@@ -334,7 +334,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(min(args.threads, 2))
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
+    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
     envs = make_envs(task, args.num_envs, args.threads)
@@ -496,7 +496,7 @@ def record_sets(actor, task: dict, folder: Path, episodes: int, seed: int) -> di
     sha256 = hashlib.sha256(b"".join(x.tobytes() for x in weights)).hexdigest()
     versions = {module.__name__: module.__version__ for module in (np, torch, gym, mujoco)}
     for i, (level, noise_scale) in enumerate(NOISE_LEVELS.items()):
-        # no training starts from these; environment j has set_seed + j, so seeds lie far apart
+        # no training starts here; gymnasium's environment j gets set_seed + j: sets share starts
         set_seed = 50_000 + 1_000 * (seed - 1) + 1 + i
         sets[level] = record_episodes(actor, task, noise_scale, episodes, set_seed)
         returns[level] = returns_of(sets[level])
@@ -583,15 +583,15 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        advice = "give a registered gymnasium id"
-        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
+                        "id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
     discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
-            "Box, or Discrete from 0; choose another environment.")
+    require(discrete or (flat[1] and actions.dtype.kind == "f"), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box of floats, or Discrete from 0; choose another.")
     return envs
 
 

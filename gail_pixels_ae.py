@@ -156,7 +156,7 @@ class Args:
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
     predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees present latents)
     ae_batch_size: int = 128  # frames in a minibatch, half the expert's, up to half the policy's
-    ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth after pretraining
+    ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth once pretrained
 
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
@@ -1078,9 +1078,9 @@ def make_world(task: dict, num_envs: int, args: Args, pictures: bool = True):
         raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, and with "
                         "--frames render one that renders rgb_array here.") from None
     space = envs.single_action_space
-    bounded = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()
-    require(bounded, f"--env-id {env_id}: its actions are {space}, expected a flat Box "
-            "with bounds; choose another environment.")
+    flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
+    require(flat and space.is_bounded(), f"--env-id {env_id}: its actions are {space}, expected a "
+            "flat Box of floats with bounds; choose another environment.")
     obs = envs.single_observation_space
     flat = isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1
     require(flat or args.frames == "render", f"--env-id {env_id}: its observations are {obs}, "
@@ -1174,8 +1174,7 @@ class CapsuleRenderer(nn.Module):
 
     def prepare(self, obs: np.ndarray) -> Tensor:
         """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
-        middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
-        brightness."""
+        middle (right, up), half axis (right, up) and radius, in metres; brightness."""
         positions = obs[:, : self.qpos.shape[1] - self.unobserved]
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
         require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
@@ -1442,7 +1441,7 @@ def reconstruct(autoencoder: Autoencoder, expert: dict, rollout, path: Path) -> 
     first row, reconstructions in the second, differences in the third; on the left four of the
     expert's (held out, if there are any), on the right four of the policy's."""
     kinds = {"expert": expert["train_frames"], "heldout": expert["heldout_frames"]}
-    kinds, columns, log = kinds | {"policy": rollout["frame"].flatten(0, 1)}, [], {}
+    kinds["policy"], columns, log = rollout["frame"].flatten(0, 1), [], {}
     for name, frames in kinds.items():
         if len(frames) > 0:
             spread = torch.linspace(0, len(frames) - 1, 256, device=frames.device).long()

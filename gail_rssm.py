@@ -41,7 +41,7 @@ Where this departs from the papers, and why:
     demonstrated frames and those of random actions, then rests: to all else it is a sensor.
 
 Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in
-E demonstrations; an observation has O numbers, an action A, h M, z Z.
+E demonstrations (L to Standardize and load_demos); O, A, M, Z numbers in o, a, h, z.
 
     python gail_rssm.py                                     # the default set: 18 minutes, one core
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
@@ -99,7 +99,7 @@ CAMERAS = {
     "Humanoid": (1.4, 1.8, 0.85, 15, 2),
 }
 GROUND = 27.0  # brightness of what is below the floor, seen from the side; the sky is black
-POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # of a film in one go: so many fit the cache
+POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # drawn in one go: so many fit the cache
 
 
 @dataclass
@@ -128,14 +128,14 @@ class Args:
     total_timesteps: int = 100_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 5  # parallel environments (N)
     num_steps: int = 20  # steps in each environment between updates (T)
-    learning_starts: int = 1_000  # steps of finished episodes before the first update
+    learning_starts: int = 1_000  # observations of finished episodes before the first update
     updates: int = 16  # updates of model, D, policy and value after each rollout
     anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
 
     batch_size: int = 32  # replayed sequences in a batch (B)
     sequence_length: int = 16  # observations in a sequence (L)
     recent_share: float = 0.3  # share of the sequences that are drawn from recent steps alone
-    recent_steps: int = 5_000  # how many of the latest steps are recent
+    recent_steps: int = 5_000  # how many of the latest observations are recent
     model_learning_rate: float = 1.5e-3  # Adam step size of the model
     deter_size: int = 128  # size of the model's deterministic state h (M)
     stoch_size: int = 32  # size of its stochastic state z (Z)
@@ -389,8 +389,8 @@ class RSSMAgent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (N, O): the policy's mean action, or, with a generator,
-        a sampled one. Keeps in `carry` the state and action that the next call goes on from."""
+        """What to do after raw observations (N, O): the mean action (tanh of the Gaussian's mean),
+        or, with a generator, a sampled one. Keeps in `carry` what the next call goes on from."""
         embedding = self.model.encoder(self.see(obs))
         state, action = carry["state"], carry["action"]
         carry["state"], _ = self.model.posterior_step(state, action, embedding, generator)
@@ -481,9 +481,9 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 def lambda_returns(rewards, values, continues, absorbing_value, gamma, gae_lambda) -> Tensor:
     """Returns of H imagined steps (DreamerV2, Hafner et al. 2021, https://arxiv.org/abs/2010.02193,
-    equation 4), all (H, S): rewards; values of
-    the states that they lead to; the probability that the task continues there. Where it does not,
-    absorbing_value is what follows. gae_lambda 1 looks as far as was imagined, 0 one step."""
+    equation 4), all (H, S): rewards; values of the states that they lead to; the probability that
+    the task continues there. Where it does not, absorbing_value is what follows. gae_lambda 1 looks
+    as far as was imagined, 0 one step."""
     returns, ahead = torch.empty_like(rewards), values[-1]
     for t in reversed(range(len(rewards))):
         ahead = (1 - gae_lambda) * values[t] + gae_lambda * ahead
@@ -500,7 +500,7 @@ def transitions(obs: Tensor) -> Tensor:
 class Replay:
     """All finished episodes, one after another. A row has a standardized observation, the action
     that led to it (zeros to an episode's first), whether the task ended there, and which are the
-    first and the last row of its episode."""
+    first and the last row of its episode. All but the first rows are steps."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.size = 0
@@ -542,7 +542,7 @@ class Replay:
         """`count_visits` of the latest rows, of episodes of at most `limit` steps."""
         names, latest = ("first", "last", "terminated"), slice(max(0, self.size - rows), self.size)
         first, last, terminated = (self.columns[name][latest] for name in names)
-        begun = first.unique().numel()  # episodes: each has a row more than steps
+        begun = (first == torch.arange(latest.start, latest.stop, device=first.device)).sum().item()
         return count_visits(len(first) - begun, limit - (last - first), terminated)
 
 
@@ -734,22 +734,38 @@ def train(args: Args) -> dict[str, float]:
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
-    pretraining = RANDOM_STEPS * (args.obs == "pixels")  # environment steps
+    pretraining = RANDOM_STEPS if args.obs == "pixels" else 0  # environment steps
     batch_size, limit = args.num_envs * args.num_steps, demos["max_episode_steps"]
     rounds = math.ceil(args.learning_starts / (args.num_envs * (limit + 1)))  # of whole episodes
     least = pretraining + batch_size * math.ceil(rounds * limit / args.num_steps)
     require(args.total_timesteps >= least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"{least} or more (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
-    eyes, seen = None, demos["obs"]
+    eyes = None
     if args.obs == "pixels":
         render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
         eyes = Eyes(render, render(demos["observations"]), args.latent_dim).to(device)
-        if not args.resume:
-            torch.set_num_threads(min(args.threads, 2))
-            pretrain_eyes(eyes, envs, demos, args, generator)
-            torch.set_num_threads(1)
-        seen = eyes(demos["obs"]).cpu().numpy()
+    saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
+    saved["scales"] = {"reward": 1.0, "return": 1.0}
+    if args.resume:
+        saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")
+        free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
+        require(saved["args"] | free == vars(args), "--resume takes all settings but "
+                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
+                "flags, or let parse_args read it.")
+    rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
+    num_iterations = (args.total_timesteps - pretraining) // batch_size
+    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
+    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+            "give a greater --total-timesteps.")
+    run_dir = open_run("gail_rssm", args, saved["wandb_id"])
+    start = time.perf_counter() - seconds
+
+    if eyes and not args.resume:
+        torch.set_num_threads(min(args.threads, 2))
+        pretrain_eyes(eyes, envs, demos, args, generator)
+        torch.set_num_threads(1)
+    seen = eyes(demos["obs"]).cpu().numpy() if eyes else demos["obs"]
     agent = RSSMAgent(demos | {"obs": seen}, args, eyes).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
@@ -759,23 +775,15 @@ def train(args: Args) -> dict[str, float]:
     optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
     replay = Replay(2 * args.total_timesteps, seen.shape[1], agent.action_dim, device)
 
-    saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
-    saved["scales"] = {"reward": 1.0, "return": 1.0}
     learners = {"agent": agent, "critic": critic, "disc": disc}
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
-        saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")
-        free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
-        require(saved["args"] | free == vars(args), "--resume takes all settings but "
-                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
-                "flags, or let parse_args read it.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         replay.size = len(saved["replay"]["obs"])
         for name, x in saved["replay"].items():
             replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
         generator.set_state(saved["generator"])
-    rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
     steps_left = torch.from_numpy(limit - demos["lengths"])
@@ -789,14 +797,8 @@ def train(args: Args) -> dict[str, float]:
         envs.set_state(saved["simulator"])
         episodes = saved["episodes"]
         episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
-    num_iterations = (args.total_timesteps - pretraining) // batch_size
-    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
-    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
-            "give a greater --total-timesteps.")
-    run_dir = open_run("gail_rssm", args, saved["wandb_id"])
 
     torch.set_num_threads(min(args.threads, 2))  # faster than one
-    start = time.perf_counter() - seconds
     todo = range(len(rows), num_iterations)
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
     for iteration in bar:
@@ -986,15 +988,15 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        advice = "give a registered gymnasium id"
-        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
+                        "id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
     discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
-            "Box, or Discrete from 0; choose another environment.")
+    require(discrete or (flat[1] and actions.dtype.kind == "f"), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box of floats, or Discrete from 0; choose another.")
     return envs
 
 
@@ -1067,8 +1069,7 @@ class CapsuleRenderer(nn.Module):
 
     def prepare(self, obs: np.ndarray) -> Tensor:
         """Observations (B, O), which begin with positions -> poses (B, G, 6), the farthest first:
-        middle (right, up) and half the axis (right, up) in the picture, radius, in metres;
-        brightness."""
+        middle (right, up), half axis (right, up) and radius, in metres; brightness."""
         positions = obs[:, : self.qpos.shape[1] - self.unobserved]
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
         require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
@@ -1127,9 +1128,8 @@ class CapsuleRenderer(nn.Module):
 def evaluate(agent: RSSMAgent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the mean actions,
     sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
-    envs, generator = make_envs(task, episodes, threads), None
-    if sampled:
-        generator = Generator().manual_seed(seed)
+    envs = make_envs(task, episodes, threads)
+    generator = Generator().manual_seed(seed) if sampled else None
     obs, _ = envs.reset(seed=seed)
     envs.action_space.seed(seed)
     carry = agent.initial_carry(episodes) if agent else {}
@@ -1168,7 +1168,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
 
 
 def final_evaluation(agent: RSSMAgent, task: dict, args: Args, path: Path) -> list[np.ndarray]:
-    """Returns (E,) with the likeliest actions, and sampled; evaluate()'s go into a .npz."""
+    """Returns (E,) with the mean actions, and sampled; evaluate()'s go into a .npz."""
     mean = evaluate(agent, task, args.eval_episodes, args.seed + 20_000, args.threads)
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)

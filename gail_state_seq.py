@@ -131,17 +131,17 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # 1 - gamma divides
         at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         may_be_zero += " average_share disc_learning_rate disc_batch_size"
         check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
-        require(self.discriminator == "mlp" or self.disc_hidden_size % HEADS == 0,
+        is_mlp = self.discriminator == "mlp"
+        require(is_mlp or self.disc_hidden_size % HEADS == 0,
                 f"--disc-hidden-size is {self.disc_hidden_size}, expected a multiple of {HEADS}, "
                 "the transformer's heads; change it.")
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
-        is_mlp = self.discriminator == "mlp"
         self.disc_learning_rate = self.disc_learning_rate or (3e-3 if is_mlp else 1e-3)
         self.disc_batch_size = self.disc_batch_size or (512 if is_mlp else 48)
         if self.threads == 0:
@@ -600,7 +600,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # nothing here draws from it, but your layers may
+    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, ["observations", "actions"] if args.use_actions else ["observations"])
     longest = demos["lengths"].max()
@@ -849,15 +849,15 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        advice = "give a registered gymnasium id"
-        raise UserError(f"--env-id {env_id}: {reason(error)}; {advice}.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
+                        "id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
             "gymnasium.wrappers.FlattenObservation around it (docs/own_demonstrations.md).")
     discrete = isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-    require(flat[1] or discrete, f"--env-id {env_id}: its actions are {actions}, expected a flat "
-            "Box, or Discrete from 0; choose another environment.")
+    require(discrete or (flat[1] and actions.dtype.kind == "f"), f"--env-id {env_id}: its actions "
+            f"are {actions}, expected a flat Box of floats, or Discrete from 0; choose another.")
     return envs
 
 
@@ -901,9 +901,8 @@ def match_demos(demos: dict, envs) -> None:
 def evaluate(agent: Agent | None, task: dict, episodes: int, seed: int, threads, sampled=False):
     """Cumulative true returns (T, E) after each step of fresh episodes, with the likeliest actions,
     sampled ones, or, without an agent, random ones; the last row is the episodes' returns."""
-    envs, generator = make_envs(task, episodes, threads), None
-    if sampled:
-        generator = Generator().manual_seed(seed)
+    envs = make_envs(task, episodes, threads)
+    generator = Generator().manual_seed(seed) if sampled else None
     obs, _ = envs.reset(seed=seed)
     envs.action_space.seed(seed)
     running, rewards = np.ones(episodes, bool), []

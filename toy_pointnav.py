@@ -71,7 +71,7 @@ VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is 
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
-FISHER_STRIDE = 5  # TRPO's Fisher matrix is estimated on every fifth state, of all 128 worlds
+FISHER_STRIDE = 5  # TRPO's Fisher matrix: of every fifth state (of all worlds, if 5 divides no N)
 STEP_SIZE, GOAL_RADIUS, MAX_EPISODE_STEPS = 0.2, 0.12, 60  # of the world
 MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)
 ACTION_NAMES = ["stay", "up", "down", "left", "right"]
@@ -126,7 +126,7 @@ class Args:
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # an end: 1 / (1 - gamma)
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # 1 - gamma divides
         at_most["num_minibatches"] = rollout // 2
         may_be_zero = "seed gamma gae_lambda ent_coef vf_coef cg_damping"
         check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
@@ -137,10 +137,9 @@ class Args:
 
 def tanh_mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequential:
     """Linear layers with tanh between, orthogonal weights (gain sqrt 2; last layer output_gain)."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+    layers, gains = [], [math.sqrt(2)] * (len(sizes) - 2) + [output_gain]
+    for fan_in, fan_out, gain in zip(sizes[:-1], sizes[1:], gains):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-        gain = output_gain if len(layers) == 2 * len(sizes) - 2 else math.sqrt(2)
         nn.init.orthogonal_(layers[-2].weight, gain, generator=generator)
         nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1])
@@ -430,8 +429,8 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     log = {"reward/env_mean": rollout["env_reward"].mean().item()}
     log |= {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/absorbing"] = absorbing.item()
-    normalizer.update(rewards)
     if args.normalize_reward:
+        normalizer.update(rewards)
         rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
     return {"steps": rewards, "absorbing": absorbing.item()}, log
 
@@ -661,13 +660,13 @@ def pairs_of(played: dict, episodes: slice = slice(None)) -> tuple[Tensor, Tenso
 def episode_metrics(played: dict, name: str, kind: str = "") -> dict[str, float]:
     metrics = {f"{name}/{x}{kind}_mean": played[x].mean() for x in ("return", "success", "length")}
     metrics[f"{name}/return{kind}_std"] = played["return"].std()
-    return {name: x.item() for name, x in metrics.items()}
+    return {key: x.item() for key, x in metrics.items()}
 
 
 def fresh_accuracy(agent: ActorCritic, args: Args, seed: int, episodes: int = 2000) -> float:
     """How well a new discriminator can tell the sampled policy from the expert: the mean of its
     accuracies on either side's held-out episodes. 0.5 is a coin."""
-    act, generator = make_expert(agent.continuous, seed), Generator().manual_seed(seed)
+    act, generator = make_expert(agent.continuous, seed + 2), Generator().manual_seed(seed)
     expert = play_episodes(act, episodes, seed, agent.continuous)
     act = partial(agent.act, generator=Generator().manual_seed(seed))
     policy = play_episodes(act, episodes, seed + 1, agent.continuous)

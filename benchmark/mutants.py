@@ -428,7 +428,7 @@ MUTANTS = [
         "weight = 1 / (pixels.std(0, correction=0) + 0.03)",
         "weight = pixels.std(0, correction=0) + 0.03",
     ),
-    ("gail_rssm", "eyes: random steps are free", "pretraining = RANDOM_STEPS * (", "pretraining = 0 * ("),
+    ("gail_rssm", "eyes: random steps are free", "pretraining = RANDOM_STEPS if", "pretraining = 0 if"),
     (
         "gail_rssm",
         "eyes: demonstrations alone are learned",

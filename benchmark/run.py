@@ -38,10 +38,22 @@ TEN, FIVE, THREE = range(1, 11), range(1, 6), range(1, 4)
 FEW_STEPS = ["--total-timesteps", "300000"]
 MILLION = ["--total-timesteps", "1000000"]
 THREE_MILLION = ["--total-timesteps", "3000000"]
+HOPPER = ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"]
 WALKER = ["--env-id", "Walker2d-v4", "--demos", "runs/walker2d/walker2d-v4_sac_stochastic-one.npz"]
 LONG_HORIZON = ["--gamma", "0.99", "--gae-lambda", "0.95"]
 HALF_ROLLOUTS = "--num-envs 32 --num-minibatches 5 --disc-steps 10 --ae-steps 12 --predictor-steps 30".split()
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
+ENDINGS = {
+    "MountainCarContinuous": [
+        *("--env-id", MOUNTAIN_CAR),
+        *("--demos", f"runs/other_tasks/{MOUNTAIN_CAR}.npz"),
+        *FEW_STEPS,
+    ],
+    "CartPole": ["--env-id", "CartPole-v1", "--demos", "runs/other_tasks/CartPole-v1.npz"],
+    "Acrobot": ["--env-id", "Acrobot-v1", "--demos", "runs/other_tasks/Acrobot-v1.npz"],
+    "Hopper": [*HOPPER, *MILLION],
+    "Walker2d": [*WALKER, *MILLION],
+}
 IMITATION, TIANSHOU = "benchmark/peers/run_imitation.py", "benchmark/peers/run_tianshou.py"
 LEVELS = ("deterministic", "stochastic-half", "stochastic-one", "stochastic-one_five", "stochastic-two")
 DEMOS = "data/halfcheetah-v4_sac_{}.npz"
@@ -165,18 +177,22 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "long": [("GAIL 20M", "gail_ppo.py", ["--total-timesteps", "20000000"], [1])],
     "endings": [  # falls and goals, with the default reward and horizon; sets: see the docs, and other_tasks.py
-        (f"{name}, {method}", script, ["--env-id", env_id, "--demos", f"runs/{demos}.npz", *steps], THREE)
-        for method, script in (
-            ("GAIL", "gail_ppo.py"),
-            ("GAIL on states", "gail_state_seq.py"),
-            ("GAIL, nothing after an end", "benchmark/patches/gail_nothing_after_an_end.patch"),
+        (f"{name}, {method}", script, flags, THREE)
+        for method, script in (("GAIL", "gail_ppo.py"), ("GAIL on states", "gail_state_seq.py"))
+        for name, flags in ENDINGS.items()
+    ]
+    + [
+        (
+            f"{name}, GAIL, nothing after an end",
+            "benchmark/patches/gail_nothing_after_an_end.patch",
+            [*ENDINGS[name], *flags],
+            THREE,
         )
-        for name, env_id, demos, steps in (
-            ("MountainCarContinuous", MOUNTAIN_CAR, f"other_tasks/{MOUNTAIN_CAR}", FEW_STEPS),
-            ("CartPole", "CartPole-v1", "other_tasks/CartPole-v1", []),
-            ("Acrobot", "Acrobot-v1", "other_tasks/Acrobot-v1", []),
-            ("Hopper", "Hopper-v4", "hopper/hopper-v4_sac_stochastic-one", MILLION),
-            ("Walker2d", "Walker2d-v4", "walker2d/walker2d-v4_sac_stochastic-one", MILLION),
+        for name, flags in (
+            ("MountainCarContinuous", []),
+            ("CartPole", []),
+            ("Acrobot", []),
+            ("Hopper", ["--disc-learning-rate", "1e-3"]),
         )
     ],
     "endings_bc": [
@@ -212,24 +228,14 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     ],
     "rssm": [
         ("100k steps", "gail_rssm.py", [], FIVE),
-        (
-            "Hopper, 100k steps",
-            "gail_rssm.py",
-            ["--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
-            THREE,
-        ),
+        ("Hopper, 100k steps", "gail_rssm.py", HOPPER, THREE),
         ("one demonstration, 100k steps", "gail_rssm.py", ["--num-demos", "1"], FIVE),
         ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
     ],
     "rssm_frames": [
         ("frames, 100k", "gail_rssm.py", ["--obs", "pixels"], THREE),
         ("frames, 100k, D on replayed ones", "benchmark/patches/rssm_replayed.patch", ["--obs", "pixels"], [1]),
-        (
-            "Hopper, frames, 100k",
-            "gail_rssm.py",
-            ["--obs", "pixels", "--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"],
-            THREE,
-        ),
+        ("Hopper, frames, 100k", "gail_rssm.py", ["--obs", "pixels", *HOPPER], THREE),
         ("Walker2d, frames, 100k", "gail_rssm.py", ["--obs", "pixels", *WALKER], THREE),
     ],
     "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps
@@ -464,9 +470,9 @@ def main(args: Args) -> None:
     if args.suite == "peers":
         cores = cores[:1]
     if args.suite not in ("peers", "frames"):
-        done = {row["command"] for row in read_rows(table)}
+        done = {row.get("command") for row in read_rows(table)}  # the oldest rows tell no command
         copy_known(results, args.suite, {c: {"variant": r[0], "seed": r[3]} for c, r in wanted if c not in done})
-    done = {row["command"] for row in read_rows(table)}
+    done = {row.get("command") for row in read_rows(table)}
     todo: queue.Queue = queue.Queue()
     for command, one in wanted:
         if command not in done:

@@ -131,7 +131,7 @@ def test_an_episodes_last_picture_is_its_own(tmp_path):
         ([], {"frames": np.zeros((52, 32, 56))}, "its frames are float64"),
         ([], {"frames": np.zeros((51, 32, 56), np.uint8)}, "expected 52 rows"),
         (["--env-id", "dot:BlindDot-v0"], {}, "--env-id dot:BlindDot-v0: "),
-        (["--env-id", "dot:Moves-v0"], {}, "its actions are Discrete(2), expected a flat Box with bounds"),
+        (["--env-id", "dot:Moves-v0"], {}, "its actions are Discrete(2), expected a flat Box of floats with bounds"),
         (["--policy-obs", "state"], {}, "--policy-obs state does not go with --frames render"),
         (["--frames", "capsules"], {}, "capsules can be drawn of HalfCheetah"),
     ],

@@ -6,6 +6,7 @@ Functions that are copies of gail_ppo.py's are tested there (test_copies.py keep
 import csv
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -328,6 +329,8 @@ def test_visits_of_the_latest_steps():
     replay, _ = numbered([20, 3, 9, 4], settings())
     assert replay.visits(1000, 50).tolist() == [36, (50 - 3) + (50 - 4)]
     assert replay.visits(5, 50).tolist() == [4, 46]
+    assert replay.visits(4, 50).tolist() == [4, 46]  # where an episode is cut, each row of it is a step
+    assert replay.visits(8, 50).tolist() == [7, 46]
 
 
 class Counter:
@@ -748,10 +751,12 @@ PIXELS = "--obs pixels --image-size 16 --latent-dim 4 --pretrain-steps 3 --num-d
 
 def test_frames_alone_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     """The eyes rest; resumed bit for bit; a policy file has all that it takes to act."""
-    asked, transitions, eyes, pretrain = set(), r.transitions, {}, r.pretrain_eyes
+    asked, transitions, eyes, pretrain, clock = set(), r.transitions, {}, r.pretrain_eyes, time.perf_counter
 
     def watched_pretrain(trained, *rest):
+        assert (tmp_path / "whole/config.json").exists()  # what is wrong with a run's name is told before
         pretrain(trained, *rest)
+        patch.setattr(time, "perf_counter", lambda: clock() + 1000)  # it took that long
         eyes.update({name: x.clone() for name, x in trained.state_dict().items()})
 
     with monkeypatch.context() as patch:
@@ -759,6 +764,7 @@ def test_frames_alone_from_beginning_to_end(tmp_path, monkeypatch, capsys):
         patch.setattr(r, "pretrain_eyes", watched_pretrain)
         run(tmp_path, "whole", *PIXELS)
     assert asked == {4}
+    assert json.loads((tmp_path / "whole/summary.json").read_text())["seconds"] > 1000
     agent = torch.load(tmp_path / "whole/policy.pt", weights_only=True)["agent"]
     assert all(torch.equal(agent[f"eyes.{name}"], x) for name, x in eyes.items())
     rows = rows_of(tmp_path / "whole")

@@ -92,6 +92,8 @@ TABLE = [
     (STATES, "--env-id Named-v0 --demos {}/named.npz", "put gymnasium.wrappers.FlattenObservation around it"),
     (STATES, "--env-id Many-v0 --demos {}/many.npz", "its actions are MultiDiscrete([2 2]), expected a flat Box"),
     (STATES, "--env-id FromOne-v0 --demos {}/fromone.npz", "its actions are Discrete(2, start=1), expected a flat Box"),
+    (STATES, "--env-id Whole-v0 --demos {}/whole.npz", "int64), expected a flat Box of floats, or Discrete from 0"),
+    (("collect_expert_sac",), "--env-id Whole-v0", "int64), expected a flat Box of floats"),
     (STATES, "--env-id Broken-v0 --demos {}/broken.npz", "dimension 2 of an observation is nan at step 3 of an"),
     (("gail_ppo", "bc"), f"{CARTPOLE}/cartpole.npz", "its actions has shape (6,), the environment's ()"),
     (("gail_ppo", "bc"), f"{CARTPOLE}/moves.npz", "go from 0 to 2 (int64), expected whole numbers of Discrete(2)"),
@@ -191,6 +193,11 @@ class FromOne(gym.Env):
     action_space = gym.spaces.Discrete(2, start=1)
 
 
+class Whole(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Box(-5, 5, (2,), np.int64)
+
+
 class Broken(gym.Env):
     """A sensor fails in the third step."""
 
@@ -206,7 +213,7 @@ class Broken(gym.Env):
         return np.array([0.0, 1.0, np.nan if self.steps == 3 else 2.0]), 1.0, False, False, {}
 
 
-for env in (Image, Boundless, Named, Many, FromOne, Broken):
+for env in (Image, Boundless, Named, Many, FromOne, Whole, Broken):
     gym.register(f"{env.__name__}-v0", env)
 
 
@@ -244,7 +251,7 @@ def broken_files(tmp_path_factory):
         demos(f"{name}.npz", make={"env_id": env_id}, **qpos)
     demos("cartpole.npz", make={"env_id": "CartPole-v1", "obs_dim": 4})
     demos("image.npz", make={"env_id": "Image-v0"})
-    for env_id in ("Named-v0", "Many-v0", "FromOne-v0", "Broken-v0"):
+    for env_id in ("Named-v0", "Many-v0", "FromOne-v0", "Whole-v0", "Broken-v0"):
         demos(f"{env_id[:-3].lower()}.npz", make={"env_id": env_id, "obs_dim": 3, "action_dim": 2})
     for name, actions in (("moves", [0, 1, 2]), ("minus", [0, 1, -1]), ("floats", [0.0, 1.0, 1.0])):
         demos(f"{name}.npz", make={"env_id": "CartPole-v1", "obs_dim": 4}, actions=np.tile(actions, 4))

@@ -9,13 +9,13 @@ from conftest import ROOT
 
 # script -> lines, kB that it may have: what it has, so that it grows no more (wished for: 700, 36 and the like)
 BUDGETS = {
-    "gail_ppo": (1046, 58),
-    "gail_state_seq": (1127, 63),
-    "gail_pixels_ae": (1598, 90),
+    "gail_ppo": (1045, 58),
+    "gail_state_seq": (1126, 63),
+    "gail_pixels_ae": (1597, 90),
     "gail_rssm": (1398, 79),
-    "bc": (815, 45),
+    "bc": (814, 45),
     "collect_expert_sac": (744, 40),
-    "toy_pointnav": (906, 48),
+    "toy_pointnav": (905, 48),
 }
 PLUMBING = "# --- Plumbing"
 
