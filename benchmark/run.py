@@ -216,14 +216,12 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("N = 2, one demonstration", "gail_state_seq.py", ["--num-demos", "1"], FIVE),
         ("N = 4, look ahead", "benchmark/patches/state_seq_look_ahead.patch", ["--seq-len", "4", "--look-ahead"], FIVE),
         *(
-            (
-                f"transformer, N = {n}, {'(s, a)' if actions else 'states'}",
-                "gail_state_seq.py",
-                ["--seq-len", str(n), "--discriminator", "transformer", *actions],
-                THREE,
+            (f"transformer, N = {name}", "gail_state_seq.py", ["--seq-len", *flags.split()], THREE)
+            for name, flags in (
+                ("16, states", "16 --discriminator transformer"),
+                ("16, (s, a)", "16 --discriminator transformer --use-actions"),
+                ("100, states", "100 --discriminator transformer"),
             )
-            for n in (16, 100)
-            for actions in ([], ["--use-actions"])
         ),
     ],
     "rssm": [
