@@ -72,19 +72,19 @@ INITIAL_LOG_STD = -0.5  # of the Gaussian policy
 @dataclass
 class Args:
     seed: int = 1  # seed of network, minibatches, choice and split of demonstrations, evaluation
-    env_id: str = "HalfCheetah-v4"  # environment; must be the one of the demonstrations
+    env_id: str = "HalfCheetah-v4"  # the demonstrations' environment: gymnasium's id, or module:id
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: bc__<env-id>__<seed>__<time>)
     resume: str = ""  # checkpoint.pt to go on from; with --gradient-steps, on a new schedule
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate, in its own task, instead of training
     compare_with: str = ""  # evaluation.npz of any script, drawn beside this policy's returns
     eval_interval: int = 250  # gradient steps between evaluations (20 episodes) and checkpoints
     eval_episodes: int = 200  # episodes of the final evaluation
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
-    cuda: bool = False  # network on the GPU; worth it for --hidden-size 1024 and more
+    cuda: bool = False  # network on the GPU
     threads: int = 0  # threads of the physics (0: one per core)
 
     loss: Literal["mse", "nll"] = "mse"
@@ -178,8 +178,8 @@ class Policy(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None) -> np.ndarray:
-        """What to do after raw observations (..., O): the likeliest action, or, with a generator
-        and a policy that is not deterministic, a sampled one."""
+        """What to do after raw observations (O,) or (B, O): the likeliest action, or, with a
+        generator and a policy that is not deterministic, a sampled one."""
         output = self(self.standardize(torch.from_numpy(obs).to(self.low.device)))
         if self.discrete and generator is None:
             return output.argmax(-1).cpu().numpy()[()]  # of one observation a number
@@ -197,7 +197,7 @@ class Policy(nn.Module):
 
 
 def split_episodes(episodes: int, val_fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """(E,) bool: which episodes are held out for validation; of fewer than ten, a tenth is none."""
+    """(E,) bool: which episodes are held out for validation; a tenth of nine is none."""
     count = int(val_fraction * episodes + 1e-9)  # 0.29 * 100 is a little less than 29
     return np.isin(np.arange(episodes), rng.permutation(episodes)[:count])
 
@@ -288,8 +288,9 @@ def train(args: Args) -> dict[str, float]:
     validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
     decayed = {"params": policy.net.parameters(), "weight_decay": args.weight_decay}
-    free = {"params": [policy.log_std], "weight_decay": 0.0}  # or it is drawn to a deviation of 1
-    optimizer = AdamW([decayed, free], lr=args.learning_rate, fused=True)
+    # a log deviation that decays is drawn to 0, a deviation of 1
+    undecayed = {"params": [policy.log_std], "weight_decay": 0.0}
+    optimizer = AdamW([decayed, undecayed], lr=args.learning_rate, fused=True)
 
     done, rows, seconds, wandb_id = 0, [], 0.0, None
     learners = {"policy": policy, "slow": slow, "optimizer": optimizer}
@@ -483,8 +484,8 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
-                        "id.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, "
+                        "or module:id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
@@ -505,7 +506,7 @@ def match_demos(demos: dict, envs) -> None:
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
-    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
         warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     if demos["discrete"]:
@@ -638,7 +639,7 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
     demos_mean = demos["returns"].mean().item()
     evaluated = [row for row in rows if "eval/return_mean" in row]
     summary = rows[-1] | metrics_of_both(returns, slow_returns, demos)  # with the last losses
-    if evaluated:
+    if evaluated and np.isfinite(sampled).all():
         best = max(evaluated, key=lambda row: row["eval/return_mean"])
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
         if policy.gaussian or policy.discrete:
@@ -741,8 +742,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -798,8 +799,9 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
+            policy, task = load_agent(args.evaluate)
             paths = [Path(args.evaluate).with_suffix(x) for x in (".npz", ".png")]
-            final_evaluation(*load_agent(args.evaluate), args, *paths)  # the run's own stay
+            final_evaluation(policy, task, args, *paths)  # the run's own files stay
         else:
             train(args)
     except (UserError, OSError) as error:

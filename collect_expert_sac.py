@@ -78,7 +78,7 @@ class Args:
     """Train the expert, evaluate it and record the five demonstration sets."""
 
     seed: int = 1  # seed of networks, environments, minibatches
-    env_id: str = "HalfCheetah-v4"  # environment
+    env_id: str = "HalfCheetah-v4"  # environment: gymnasium's id, or module:id
     max_episode_steps: int = 100  # episodes are cut here, in training as in the sets
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: <script>__<env-id>__<seed>__<time>)
@@ -417,8 +417,10 @@ def train(args: Args) -> dict[str, float]:
         seconds, logs = time.perf_counter() - start, []
         row["charts/SPS"] = step / seconds
         bad = [name for name, x in row.items() if not math.isfinite(x)]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
+        finite = all(x.isfinite().all() for x in sac.parameters())
+        require(finite and not bad, f"training diverged at step {step}: "
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
+                "(the last checkpoint is older).")
         rows.append({"global_step": step} | row)
         if args.track:
             wandb.log(rows[-1], step=step)
@@ -583,8 +585,8 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
-                        "id.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, "
+                        "or module:id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
@@ -671,8 +673,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content

@@ -106,13 +106,15 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 @dataclass
 class Args:
     seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment: a body of CAMERAS, or any with --frames render
+    env_id: str = "HalfCheetah-v4"
+    """the demonstrations' environment: HalfCheetah, Hopper, Walker2d, Swimmer, Ant or Humanoid, or,
+    with --frames render, any that has rgb_array"""
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: gail_pixels_ae__<env>__<seed>__<time>)
     resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate, in its own task, instead of training
     eval_interval: int = 50_000  # env steps between evaluations (20 episodes, mean action)
     eval_episodes: int = 100  # episodes of the final evaluation, for mean and for sampled actions
     checkpoint_interval: int = 100_000  # env steps between checkpoints
@@ -122,12 +124,12 @@ class Args:
     cuda: bool = False  # networks and frames on the GPU
     threads: int = 0  # threads of physics, rendering and networks (0: one per core)
 
-    total_timesteps: int = 1_000_000  # env steps of the whole run, with pretraining's
+    total_timesteps: int = 1_000_000  # env steps of the whole run, those of the pretraining too
     num_envs: int = 64  # parallel environments (N), of all processes together
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 2e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
-    gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: length of demonstrations)
+    gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 8  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
@@ -155,7 +157,7 @@ class Args:
     ae_steps: int = 24  # autoencoder steps after each rollout (0: at rest after the pretraining)
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
     predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees present latents)
-    ae_batch_size: int = 128  # frames in a minibatch, half the expert's, up to half the policy's
+    ae_batch_size: int = 128  # frames in a minibatch: half of the expert, up to half of the policy
     ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth once pretrained
 
     def check(self) -> None:
@@ -500,7 +502,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
+    step to the expert's, split as the policy's are: ends that nobody demonstrated pay nothing."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -817,7 +819,7 @@ def train(args: Args) -> dict[str, float]:
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
     device, generator = join_processes(args.cuda), Generator().manual_seed(args.seed)
     demos = load_demos(args, required=[])
-    if args.gamma == 0:  # the reward of a tenth of an episode counts
+    if args.gamma == 0:  # 1 / (1 - gamma) steps: a tenth of an episode
         args.gamma = float(np.clip(1 - 10 / demos["lengths"].mean(), 0.9, 0.99))
     envs = make_world(demos, args.num_envs // WORLD_SIZE, args)
     render, space = make_renderer(envs, args).to(device), envs.single_action_space
@@ -901,9 +903,11 @@ def train(args: Args) -> dict[str, float]:
         # Nothing may hang on the true return, not even whether the run goes on.
         losses = [name for name in log if name.startswith(("losses/", "disc/", "ae/"))]
         bad = [name for name in losses if not math.isfinite(log[name])]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
-        if last or step % args.eval_interval < batch_size:
+        finite = all(x.isfinite().all() for x in nets.parameters())
+        require(finite and not bad, f"training diverged at step {step}: "
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
+                "(the last checkpoint is older).")
+        if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(nets, render, graphs, demos, 20, args.seed + 10_000, args)[-1]
             log |= return_metrics(returns, demos)
             log |= reconstruct(nets.autoencoder, expert, rollout, run_dir / "reconstructions.png")
@@ -1394,7 +1398,7 @@ def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_di
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
-    if evaluated:
+    if evaluated and np.isfinite(sampled).all():
         best = max(evaluated, key=lambda row: row["eval/return_mean"])
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
         summary["eval/return_sampled_mean"] = sampled.mean().item()
@@ -1524,8 +1528,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -1581,8 +1585,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
-            final_evaluation(*load_agent(args), path)
+            path = Path(args.evaluate)  # its .npz: the run's own evaluation stays
+            final_evaluation(*load_agent(args), path.with_suffix(".npz"))
         else:
             train(args)
     except (UserError, OSError) as error:

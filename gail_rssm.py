@@ -105,25 +105,25 @@ POSES_AT_ONCE, FRAMES_AT_ONCE = 64, 32  # drawn in one go: so many fit the cache
 @dataclass
 class Args:
     seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment; must be the one of the demonstrations
+    env_id: str = "HalfCheetah-v4"  # the demonstrations' environment: gymnasium's id, or module:id
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: gail_rssm__<env-id>__<seed>__<time>)
     resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate, in its own task, instead of training
     eval_interval: int = 5_000  # env steps between evaluations (20 episodes, mean action)
     eval_episodes: int = 100  # episodes of the final evaluation, for mean and for sampled actions
     checkpoint_interval: int = 10_000  # env steps between checkpoints
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "gail"  # Weights & Biases project
-    cuda: bool = False  # networks on the GPU
+    cuda: bool = False  # networks on the GPU; for networks this small the CPU is faster
     threads: int = 0  # threads of the physics; networks use up to two of them (0: one per core)
 
     obs: Literal["state", "pixels"] = "state"  # what is seen of environment and demonstrations
-    image_size: int = 56  # shorter side of a frame in pixels
-    latent_dim: int = 32  # numbers that a frame is encoded into
-    pretrain_steps: int = 1_500  # steps of the autoencoder, before all else
+    image_size: int = 56  # --obs pixels: shorter side of a frame in pixels
+    latent_dim: int = 32  # --obs pixels: numbers that a frame is encoded into
+    pretrain_steps: int = 1_500  # --obs pixels: steps of the autoencoder, before all else
 
     total_timesteps: int = 100_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 5  # parallel environments (N)
@@ -143,7 +143,7 @@ class Args:
     reconstruction_coef: float = 25.0  # weight of the squared error of decoded observations
     dynamics_coef: float = 0.5  # weight of the KL that pulls the prior to the posterior
     representation_coef: float = 0.1  # weight of the KL that pulls the posterior to the prior
-    free_nats: float = 1.0  # neither is pulled if the batch's mean KL is below this
+    free_nats: float = 1.0  # no pull while the mean KL of the batch is below this
 
     horizon: int = 12  # steps to imagine (H)
     num_starts: int = 128  # replayed states to imagine from, at most (S)
@@ -473,7 +473,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
+    step to the expert's, split as the policy's are: ends that nobody demonstrated pay nothing."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -556,7 +556,7 @@ def collect_episodes(envs, agent: RSSMAgent, episodes: dict, replay, num_steps: 
     environment "return" so far, and "rows" for the replay, (O + A,) each."""
     finished, carry = [], episodes["carry"]
     for _ in range(num_steps):
-        check_finite(envs, episodes["obs"].numpy(), 0)  # of episodes that begin
+        check_finite(envs, episodes["obs"].numpy(), 0)  # first ones; the rest is checked below
         executed = agent.act(episodes["obs"], carry, generator)
         new_obs, reward, terminated, truncated, info = envs.step(executed)
         ended, next_obs = terminated | truncated, new_obs.copy()
@@ -730,7 +730,7 @@ def train(args: Args) -> dict[str, float]:
     generator = Generator().manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda else "cpu")
     demos = load_demos(args, required=["observations"])
-    if args.gamma == 0:  # the reward of a third of an episode counts
+    if args.gamma == 0:  # 1 / (1 - gamma) steps: a third of an episode
         args.gamma = min(1 - 3 / max(demos["lengths"].mean().item(), 20), 0.99)
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
@@ -823,9 +823,11 @@ def train(args: Args) -> dict[str, float]:
         step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
         losses = [name for name in log if name.startswith(("losses/", "disc/", "model/"))]
         bad = [name for name in losses if not math.isfinite(log[name])]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
-        if last or step % args.eval_interval < batch_size:
+        finite = all(x.isfinite().all() for net in nets.values() for x in net.parameters())
+        require(finite and not bad, f"training diverged at step {step}: "
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
+                "(the last checkpoint is older).")
+        if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
@@ -988,8 +990,8 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
-                        "id.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, "
+                        "or module:id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
@@ -1006,7 +1008,7 @@ def match_spaces(demos: dict, envs) -> None:
     found = demos["observations"].shape[1:]
     require(found == shape, f"--demos: each row of its observations has shape {found}, the "
             f"environment's {shape}; give demonstrations of this environment.")
-    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
         warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
@@ -1200,7 +1202,7 @@ def report(agent: RSSMAgent, demos: dict, rows: list[dict], seconds: float, args
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
-    if evaluated:
+    if evaluated and np.isfinite(sampled).all():
         best = max(evaluated, key=lambda row: row["eval/return_mean"])
         summary["eval/return_sampled_mean"] = sampled.mean().item()
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
@@ -1325,8 +1327,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -1382,8 +1384,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
-            final_evaluation(*load_agent(args.evaluate), args, path)
+            path = Path(args.evaluate)  # its .npz: the run's own evaluation stays
+            final_evaluation(*load_agent(args.evaluate), args, path.with_suffix(".npz"))
         else:
             train(args)
     except (UserError, OSError) as error:

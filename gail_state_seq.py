@@ -83,13 +83,13 @@ HEADS = 4  # of the transformer's attention
 @dataclass
 class Args:
     seed: int = 1  # seed of networks, environments, minibatches, choice of demonstrations
-    env_id: str = "HalfCheetah-v4"  # environment; must be the one of the demonstrations
+    env_id: str = "HalfCheetah-v4"  # the demonstrations' environment: gymnasium's id, or module:id
     demos: str = "data/halfcheetah-v4_sac_stochastic-one.npz"  # demonstration set (data/README.md)
     num_demos: int = 0  # use this many demonstrated episodes, drawn by the seed (0: all)
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of its folder (default: gail_state_seq__<env-id>__<seed>__<time>)
     resume: str = ""  # checkpoint.pt to go on from; with --total-timesteps, on a new schedule
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate, in its own task, instead of training
     eval_interval: int = 50_000  # env steps between evaluations (20 episodes, mean action)
     eval_episodes: int = 100  # episodes of the final evaluation, for mean and for sampled actions
     checkpoint_interval: int = 100_000  # env steps between checkpoints
@@ -112,7 +112,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
-    average_share: float = 0.05  # share of the rollouts so far that the judged policy averages
+    average_share: float = 0.05  # share of rollouts that the judged policy averages (0: the last)
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     seq_len: int = 2  # states in D's window (K)
@@ -120,7 +120,7 @@ class Args:
     use_actions: bool = False  # show D the action that led to each state as well
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = True  # divide by the running deviation, subtract the running mean
+    normalize_reward: bool = True  # subtract the running mean, divide by the running deviation
 
     disc_learning_rate: float = 0.0  # Adam step size of D (0: 3e-3, with transformer 1e-3)
     disc_steps: int = 20  # minibatch steps of D per rollout
@@ -386,7 +386,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
+    step to the expert's, split as the policy's are: ends that nobody demonstrated pay nothing."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -452,7 +452,7 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
     torch.set_num_threads(1)  # a second one, waiting for work, would keep a core from the physics
     steps, finished = [], []
     for _ in range(num_steps):
-        check_finite(envs, episodes["obs"].numpy(), 0)  # of episodes that begin
+        check_finite(envs, episodes["obs"].numpy(), 0)  # first ones; the rest is checked below
         x = agent.standardize(episodes["obs"].to(device))
         output = agent.actor(x)
         action = agent.sample(output, generator)
@@ -551,7 +551,7 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
-def update_policy(agent: nn.Module, optimizer, rollout, rewards: dict, args: Args, generator):
+def update_policy(agent: Agent, optimizer, rollout, rewards: dict, args: Args, generator):
     """PPO: epochs of minibatches over one rollout -> log of the last minibatch."""
     with torch.no_grad():
         values, next_values = agent.value(rollout["obs"]), agent.value(rollout["next_obs"])
@@ -608,7 +608,7 @@ def train(args: Args) -> dict[str, float]:
             f"demonstration has {longest + 1} states; lower it.")
     if not args.use_actions:
         demos.pop("actions", None)  # those of another body do no harm
-    if args.gamma == 0:  # the reward of a tenth of an episode counts
+    if args.gamma == 0:  # 1 / (1 - gamma) steps: a tenth of an episode
         args.gamma = float(np.clip(1 - 10 / demos["lengths"].mean(), 0.9, 0.99))
     envs = make_envs(demos, args.num_envs, args.threads)
     match_demos(demos, envs)
@@ -672,9 +672,11 @@ def train(args: Args) -> dict[str, float]:
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; start "
-                "again with smaller step sizes (the last checkpoint is older).")
-        if last or step % args.eval_interval < batch_size:
+        finite = all(x.isfinite().all() for x in agent.parameters())
+        require(finite and not bad, f"training diverged at step {step}: "
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
+                "(the last checkpoint is older).")
+        if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
@@ -849,8 +851,8 @@ def make_envs(task: dict, num_envs: int, threads: int):
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", same_step, max_episode_steps=limit)
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered gymnasium "
-                        "id.") from None
+        raise UserError(f"--env-id {env_id}: {reason(error)}; give a registered id, "
+                        "or module:id.") from None
     obs, actions = envs.single_observation_space, envs.single_action_space
     flat = [isinstance(x, gym.spaces.Box) and len(x.shape) == 1 for x in (obs, actions)]
     require(flat[0], f"--env-id {env_id}: its observations are {obs}, expected a flat Box; put "
@@ -871,7 +873,7 @@ def match_demos(demos: dict, envs) -> None:
         shape = demos.get(name, np.empty((0, *x.shape))).shape[1:]
         require(shape == x.shape, f"--demos: each row of its {name} has shape {shape}, the "
                 f"environment's {x.shape}; give demonstrations of this environment.")
-    constant = np.flatnonzero(np.ptp(demos["obs"], axis=0) == 0)
+    constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
         warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
     if demos["discrete"]:
@@ -970,7 +972,7 @@ def report(agent: Agent, demos: dict, rows: list[dict], seconds: float, args, ru
     steps, demos_mean = rows[-1]["global_step"], demos["returns"].mean().item()
     summary = return_metrics(returns, demos)
     evaluated = [row for row in rows if "eval/return_mean" in row]
-    if evaluated:
+    if evaluated and np.isfinite(sampled).all():
         best = max(evaluated, key=lambda row: row["eval/return_mean"])
         summary["eval/return_sampled_mean"] = sampled.mean().item()
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
@@ -1053,8 +1055,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -1110,8 +1112,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
-            final_evaluation(*load_agent(args.evaluate), args, path)
+            path = Path(args.evaluate)  # its .npz: the run's own evaluation stays
+            final_evaluation(*load_agent(args.evaluate), args, path.with_suffix(".npz"))
         else:
             train(args)
     except (UserError, OSError) as error:

@@ -83,7 +83,7 @@ class Args:
     seed: int = 1  # seed of networks, worlds, minibatches and the expert's episodes
     output_dir: str = "runs"  # folder that receives the run's folder
     run_name: str = ""  # name of the run's folder (default: toy_pointnav__PointNav__<seed>__<time>)
-    evaluate: str = ""  # policy.pt to evaluate instead of training
+    evaluate: str = ""  # policy.pt to evaluate, in its own task, instead of training
     eval_interval: int = 10_000  # env steps between evaluations (500 episodes, mean action)
     eval_episodes: int = 5000  # episodes of the final evaluation, from the same starts for all
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline needs no account)
@@ -112,11 +112,11 @@ class Args:
     cg_iterations: int = 10  # TRPO: conjugate gradient iterations
     cg_damping: float = 0.01  # TRPO: this much of the identity is added to the Fisher matrix
     value_steps: int = 20  # TRPO: Adam steps of the value per rollout
-    value_learning_rate: float = 3e-3  # TRPO: their step size
+    value_learning_rate: float = 3e-3  # TRPO: Adam step size of the value
 
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "logsigmoid"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = False  # divide by the running deviation, subtract the running mean
+    normalize_reward: bool = False  # subtract the running mean, divide by the running deviation
     disc_learning_rate: float = 3e-3  # Adam step size of D
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 256  # expert pairs, and as many of the policy's, in a minibatch
@@ -242,7 +242,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are, so that no end is paid that it never met."""
+    step to the expert's, split as the policy's are: ends that nobody demonstrated pay nothing."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -554,8 +554,9 @@ def train(args: Args) -> dict[str, float]:
         log |= reward_log | {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         log["charts/SPS"] = step / seconds
         bad = [name for name, x in log.items() if not math.isfinite(x)]
-        require(not bad, f"training diverged at step {step}: {', '.join(bad)} not finite; lower "
-                "the step sizes.")
+        finite = all(x.isfinite().all() for x in agent.parameters())
+        require(finite and not bad, f"training diverged at step {step}: "
+                f"{', '.join(bad) or 'weights'} not finite; lower the step sizes.")
         rows.append({"global_step": step} | log)
         write_csv(rows, run_dir / "metrics.csv")
         if args.track:
@@ -837,8 +838,8 @@ def load_file(path: str, flag: str, kind: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds, with advice that is not ours
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{flag} {path}: not a readable file ({problem}); give one that a run "
-                        "wrote.") from None
+        raise UserError(f"{flag} {path}: not a readable file ({problem}); give the "
+                        f"{kind.split()[-1]}.pt of a run.") from None
     found = content.get("kind") if isinstance(content, dict) else None
     require(found == kind, f"{flag} {path}: it is a {found}, expected a {kind}; give another file.")
     return content
@@ -889,8 +890,8 @@ def main(argv: list[str]) -> None:
     try:
         args = parse_args(argv)
         if args.evaluate:
-            path = Path(args.evaluate).with_suffix(".npz")  # the run's own evaluation stays
-            final_evaluation(load_agent(args.evaluate), args, path)
+            path = Path(args.evaluate)  # its .npz: the run's own evaluation stays
+            final_evaluation(load_agent(args.evaluate), args, path.with_suffix(".npz"))
         else:
             train(args)
     except (UserError, OSError) as error:

@@ -66,7 +66,8 @@ def measure(name: str, script: str, graphs: str, flags: list[str], folder: Path,
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]  # killed: it says nothing
+        raise RuntimeError(said[-1])
     summary = json.loads((folder / "run/summary.json").read_text())
     with open(folder / "run/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -76,7 +77,7 @@ def measure(name: str, script: str, graphs: str, flags: list[str], folder: Path,
     row |= {"steps_to_90": reached, "whole run, steps/s": round(summary["charts/SPS"])}
     later = rows[len(rows) // 5 :]  # warmed up
     parts = {key: sum(float(r[key]) for r in later) / len(later) for key in rows[0] if key.startswith("time/")}
-    if parts:
+    if parts and len(rows) > 1:
         steps = (int(rows[-1]["global_step"]) - int(rows[0]["global_step"])) / (len(rows) - 1)
         row["loop, steps/s"] = round(steps / sum(parts.values()))
     row |= {key: round(seconds, 4) for key, seconds in parts.items()}
@@ -100,6 +101,8 @@ def main(args: Args) -> int:
     machine = {"card": card, "cores": os.cpu_count(), "python": platform.python_version()}
     machine |= {"torch": torch.__version__, "commit": commit}
     failed = 0
+    if not any(name.startswith(args.only) for name, *_ in RUNS):
+        sys.exit(f"--only is {args.only}, expected the beginning of one of {', '.join(name for name, *_ in RUNS)}")
     for name, script, graphs, flags in RUNS:
         if not name.startswith(args.only):
             continue

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import tyro
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -38,7 +40,8 @@ def timed(function, part: str, seconds: collections.Counter):
     return wrapper
 
 
-def main(steps: int, path: Path) -> None:
+def main(steps: int = STEPS, path: Path = ROOT / "benchmark/results/loop_parts.csv") -> None:
+    """Time the parts of the loop over some steps, and write them into a CSV."""
     seconds: collections.Counter = collections.Counter()
     originals = {part: getattr(owner, name) for part, (owner, name) in PARTS.items()}
     try:
@@ -58,4 +61,4 @@ def main(steps: int, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(STEPS, ROOT / "benchmark/results/loop_parts.csv")
+    tyro.cli(main)

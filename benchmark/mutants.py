@@ -435,9 +435,102 @@ MUTANTS = [
         "eyes.render(np.concatenate(seen))]",
         "eyes.render(seen[0])]",
     ),
+    ("gail_ppo", "D has no gradient penalty", "loss + args.grad_penalty_coef * penalty", "loss"),
+    ("gail_ppo", "gradients are not cut", "nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)", "pass"),
+    ("gail_ppo", "the value's loss has no weight", "args.vf_coef * value_loss", "value_loss"),
+    ("gail_ppo", "one epoch", "range(args.update_epochs)", "range(1)"),
+    (
+        "gail_ppo",
+        "advantages in a unit of their own",
+        'advantage = advantage / (mini["advantage"].std() + 1e-8)',
+        "pass",
+    ),
+    ("gail_ppo", "evaluated is the policy, not its average", "evaluate(slow, demos, 20", "evaluate(agent, demos, 20"),
+    ("gail_ppo", "weights that are no numbers are saved", "finite = all(x.isfinite().all()", "finite = all(True"),
+    (
+        "gail_ppo",
+        "a warm start that clones nothing",
+        "        clone_behaviour(agent, demo_obs",
+        "        (agent, demo_obs",
+    ),
+    (
+        "gail_ppo",
+        "D takes the policy's step size",
+        "Adam(disc.parameters(), lr=args.disc_learning_rate",
+        "Adam(disc.parameters(), lr=args.learning_rate",
+    ),
+    ("gail_state_seq", "evaluated is the policy, not its average", "evaluate(slow, demos", "evaluate(agent, demos"),
+    ("gail_pixels_ae", "the policy goes down", "    (policy_loss + args.vf_coef", "    (-policy_loss + args.vf_coef"),
+    (
+        "gail_pixels_ae",
+        "advantages of other steps",
+        'rollout["log_prob"], advantages, returns]',
+        'rollout["log_prob"], advantages.flip(0), returns]',
+    ),
+    (
+        "gail_pixels_ae",
+        "gradients are not cut",
+        "nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)",
+        "pass",
+    ),
+    ("gail_pixels_ae", "D has no gradient penalty", "loss + args.grad_penalty_coef * penalty", "loss"),
+    (
+        "gail_pixels_ae",
+        "the expert is as it looked before the pretraining",
+        "        encode_expert(nets.autoencoder, expert)\n    if nets.predictor:",
+        "    if nets.predictor:",
+    ),
+    (
+        "gail_pixels_ae",
+        "rewards after an episode's end count",
+        'np.where(running, step["env_reward"].numpy(), 0.0)',
+        'step["env_reward"].numpy()',
+    ),
+    (
+        "gail_rssm",
+        "the value learns that of the next state",
+        "critic(states[:-1].detach())",
+        "critic(states[1:].detach())",
+    ),
+    ("gail_rssm", "returns count on the quick critic", "critic.target(states[1:])", "critic(states[1:])"),
+    (
+        "gail_rssm",
+        "D sees jumps from one demonstration to the next",
+        '.split((demos["lengths"] + 1).tolist())',
+        ".split(10**9)",
+    ),
+    ("gail_rssm", "D sees what comes after an end", 'policy[imagined["alive"] > 0.5]', "policy.flatten(0, 1)"),
+    ("gail_rssm", "D sees no noise", "DISC_NOISE * torch.randn", "0.0 * torch.randn"),
+    ("gail_rssm", "D has no gradient penalty", "loss + args.grad_penalty_coef * penalty", "loss"),
+    ("gail_rssm", "one update a rollout", "range(args.updates if", "range(1 if"),
+    (
+        "gail_rssm",
+        "rewards after an end count",
+        "rewards.append(np.where(running, reward, 0.0))",
+        "rewards.append(reward)",
+    ),
+    (
+        "gail_rssm",
+        "weights that are no numbers are saved",
+        "finite = all(x.isfinite().all()",
+        "finite = all(True",
+    ),
+    (
+        "collect_expert_sac",
+        "the critic's step size stays",
+        "for optimizer in optimizers.values():\n                left",
+        'for optimizer in [optimizers["actor"]]:\n                left',
+    ),
+    (
+        "toy_pointnav",
+        "gradients are not cut",
+        "nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)",
+        "pass",
+    ),
 ]
 EXTRA = {
     "gradients added over processes, not averaged": "processes",
+    "rewards after an episode's end count": "films",
     "rewards normalized by each process alone": "processes",
 }
 
@@ -473,6 +566,8 @@ def try_mutant(mutant: tuple[str, str, str, str]) -> dict:
 
 def main(args: Args) -> None:
     chosen = [mutant for mutant in MUTANTS if args.only in mutant[0] or args.only in mutant[1]]
+    if not chosen:
+        sys.exit(f"--only is {args.only}, which no script's or bug's name holds")
     workers = args.workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(chosen), unit="mutant", disable=None) as progress:
         # Without any bug all tests must pass, or a failure says nothing.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import tyro
 
 FOLDER = Path("runs/other_tasks")
 
@@ -108,6 +109,7 @@ def write(path: Path, env_id: str, limit: int, played: list[dict]) -> None:
 
 
 def main() -> None:
+    """Write the sets of the other tasks into runs/other_tasks."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     pendulum = list(episodes(gym.make("Pendulum-v1"), swing_up, 50))
     for name, units in UNITS.items():
@@ -125,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tyro
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {  # script -> (its networks, flags); the scripts with small MLPs had this too, and lost (docs)
     "gail_pixels_ae.py": ("convolutions", "--total-timesteps 96000 --pretrain-steps 100 --no-capture-video".split()),
@@ -35,6 +37,7 @@ def measure(script: str, flags: list[str], processes: int) -> float:
 
 
 def main() -> None:
+    """Time one process and two, on an idle machine."""
     with open(RESULTS, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["script"] not in SCRIPTS]
     for script, (networks, flags) in SCRIPTS.items():
@@ -50,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

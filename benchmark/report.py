@@ -29,8 +29,19 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What the original's text gives, in % of its demonstrations' mean return (630): mean action, sampled.
 ORIGINAL = dict.fromkeys(("GAIL", "GAIL 1M", "GAIL 2M", "GAIL + normalization"), "79 / 65 (50M steps)")
 ORIGINAL |= dict.fromkeys(("combined 2M", "combined"), "89 / 72 (50M steps)")
-GPU = ["name", "card", "whole run, steps/s", "loop, steps/s", "wall_seconds", "time/rollout", "time/discriminator"]
-GPU += ["time/update", "time/autoencoder", "peak_MiB", "commit"]
+GPU = {  # column of gpu.csv -> its head in the table
+    "name": "run",
+    "card": "card",
+    "whole run, steps/s": "whole run, steps/s",
+    "loop, steps/s": "loop, steps/s",
+    "wall_seconds": "seconds, with the start",
+    "time/rollout": "s a rollout",
+    "time/discriminator": "s of D",
+    "time/update": "s of policy and value",
+    "time/autoencoder": "s of autoencoder and predictor",
+    "peak_MiB": "MiB at most",
+    "commit": "commit",
+}
 PEERS = ["ours", "imitation, our settings", "imitation, its settings", "tianshou, its settings"]
 SCRIPTS = [  # suite, variant, label
     ("rssm", "100k steps", "gail_rssm.py, states"),
@@ -112,6 +123,8 @@ def percent(row: dict, name: str) -> float:
 
 def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
     """One variant's row, column -> text; a dash where there is nothing to tell."""
+    if len({bool(r.get("random_return_mean")) for r in rows}) > 1:
+        sys.exit(f"{variant}: rows with and without random_return_mean, whose percentages do not compare")
     mean = np.array([percent(r, "eval/return_mean") for r in rows])
     sampled = np.array([percent(r, "eval/return_sampled_mean") for r in rows if r.get("eval/return_sampled_mean")])
     each = [mean.min()] if len(rows) >= 5 else sorted(mean)
@@ -121,7 +134,7 @@ def row_of(variant: str, rows: list[dict]) -> dict[str, str]:
     sampled_text = f"{sampled.mean():.1f}" if len(sampled) else "–"
     sampled_text += f" ± {sampled.std(ddof=1):.1f}" if len(sampled) > 1 else ""
     returned = f"{np.mean([float(r['eval/return_mean']) for r in rows]):.0f}"
-    if expert_return(rows[0]):
+    if all(expert_return(r) for r in rows):
         returned += f" ({np.mean([100 * float(r['eval/return_mean']) / expert_return(r) for r in rows]):.0f})"
     reached = np.array([float(r.get("steps_to_90") or np.inf) for r in rows])
     steps = f"{np.median(reached) / 1e6:.2f}M" if np.isfinite(np.median(reached)) else "never"
@@ -158,14 +171,14 @@ def table(groups: dict[str, list[dict]]) -> str:
 
 def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
     """benchmark/figures/<name>.png: return over env steps, median over seeds with the full range as a band; or over the
-    minutes that learning took at each variant's median speed, evaluations left out. `drawn` has (suite, variant,
-    label). Where whole scripts are compared the axis is logarithmic."""
+    minutes that learning took at each variant's median speed, the final evaluation left out (of peers all). `drawn` has
+    (suite, variant, label). Where whole scripts are compared the axis is logarithmic."""
     drawn = [(read(suite), read(f"{suite}_curves"), variant, label) for suite, variant, label in drawn]
     if drawn[0][2] not in drawn[0][0]:
         return  # a figure without its subject
     drawn = [(rows[variant], curves[variant], label) for rows, curves, variant, label in drawn if variant in rows]
     figure, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    in_minutes = name.endswith("_minutes")
+    in_minutes, bottom, top = name.endswith("_minutes"), 0.0, 0.0
     for rows, curve, label in drawn:
         scale = 1e-6
         if in_minutes:
@@ -179,16 +192,18 @@ def draw(name: str, drawn: list[tuple[str, str, str]]) -> None:
         (line,) = ax.plot(x, [np.median(v) for v in values], label=f"{label} ({seeds})")
         low, high = [v.min() for v in values], [v.max() for v in values]
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        bottom, top = min(bottom, *low), max(top, *high)
     first = drawn[-1][0][0]  # a run of the variant that the others are compared with
-    ax.axhline(float(first["demos_return_mean"]), color="tab:red", linestyle="--", label="demonstrations")
-    top = expert_return(first) or max(v.max() for v in values)
+    demonstrations = float(first["demos_return_mean"])
+    ax.axhline(demonstrations, color="tab:red", linestyle="--", label="demonstrations")
+    top = expert_return(first) or max(top, demonstrations)
     if name.startswith("scripts"):
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     if expert_return(first):
         ax.axhline(top, color="black", linestyle=":", label="expert (mean action)")
     xlabel = "minutes on one core" if in_minutes else "environment steps (million)"
-    ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(0, 1.08 * top))
+    ax.set(xlabel=xlabel, ylabel="true return of an episode, mean action", ylim=(1.08 * bottom, 1.08 * top))
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # it would cover curves
     ax.grid(alpha=0.3)
     FIGURES.mkdir(exist_ok=True)
@@ -218,11 +233,44 @@ def draw_few_demonstrations() -> None:
     ax.set(
         xscale="log", xticks=numbers, xticklabels=numbers, xlabel="demonstrated episodes of 100 steps", ylim=(-5, 110)
     )
-    ax.set_ylabel("return of the last policy, % of the demonstrations'")
+    ax.set_ylabel("score (0: random actions, 100: demonstrations)")
     ax.minorticks_off()
     ax.legend(loc="lower right")
     ax.grid(alpha=0.3)
     figure.savefig(FIGURES / "few_demonstrations.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_bc_study() -> None:
+    """benchmark/figures/bc_study.png: what a clone of each set returns, over the width of its network."""
+    sets = defaultdict(lambda: defaultdict(list))  # demonstrations -> width -> returns
+    demos, expert = {}, 0.0
+    for variant, rows in read("bc_study").items():
+        level, width = variant.rsplit(", width ", 1)
+        sets[level][int(width)] = [float(row["eval/return_mean"]) for row in rows]
+        demos[level], expert = float(rows[0]["demos_return_mean"]), expert_return(rows[0]) or expert
+    if not sets:
+        return
+    figure, ax = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    for level, returns in sets.items():
+        widths = sorted(returns)
+        (line,) = ax.plot(
+            widths,
+            [np.mean(returns[w]) for w in widths],
+            marker="o",
+            label=f"{level} (demonstrations: {demos[level]:.0f})",
+        )
+        low, high = [min(returns[w]) for w in widths], [max(returns[w]) for w in widths]
+        ax.fill_between(widths, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if expert:
+        ax.axhline(expert, color="black", linestyle=":", label="expert (mean action)")
+    widths = sorted({width for returns in sets.values() for width in returns})
+    ax.set(xscale="log", xticks=widths, xticklabels=widths, xlabel="width of the two hidden layers", ylim=(0, None))
+    ax.set_ylabel("true return of an episode, mean action")
+    ax.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    ax.grid(alpha=0.3)
+    figure.savefig(FIGURES / "bc_study.png", dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -283,7 +331,7 @@ def results(name: str) -> str:
     if name == "gpu":  # its widest columns are left out
         shown = [head.index(column) for column in GPU]
         rows = [[row[i] for i in shown] for row in rows]
-        head = [column.removeprefix("time/") for column in GPU]
+        head = list(GPU.values())
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
@@ -323,6 +371,7 @@ def main(args: Args) -> None:
         for name, drawn in DRAWN.items():
             draw(name, drawn)
         draw_few_demonstrations()
+        draw_bc_study()
 
 
 if __name__ == "__main__":

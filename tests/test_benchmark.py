@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -271,6 +272,25 @@ def test_a_figure_over_minutes_takes_the_time_that_the_runs_took(tmp_path, monke
     report.draw("x_minutes", report.of("x", "a"))
     report.draw("x", report.of("x", "a"))
     assert [list(figure.axes[0].lines[0].get_xdata()) for figure in drawn] == [[1.0, 2.0], [0.0005, 0.001]]
+
+
+def test_figures_are_those_of_the_csvs(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    for name, drawn in report.DRAWN.items():
+        report.draw(name, drawn)
+    report.draw_few_demonstrations()
+    report.draw_bc_study()
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert len(drawn) == len(report.DRAWN) + 2
+    for name in drawn:
+        new, stored = (matplotlib.image.imread(folder / name) for folder in (tmp_path, ROOT / "benchmark/figures"))
+        assert new.shape == stored.shape and np.abs(new - stored).mean() < 0.002, f"{name}: run benchmark/report.py"
+
+
+def test_rows_whose_percentages_do_not_compare_are_refused():
+    rows = [{"random_return_mean": ""}, {"random_return_mean": "-20"}]
+    with pytest.raises(SystemExit, match="do not compare"):
+        report.row_of("a", rows)
 
 
 def test_one_seed_shows_no_spread():

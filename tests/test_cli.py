@@ -53,8 +53,23 @@ def test_what_macos_lacks_is_not_needed(name, monkeypatch, capsys):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     args = script.parse_args(["train"] if name == "collect_expert_sac" else [])
-    assert getattr(args, "threads", 7) == 7
+    assert name == "toy_pointnav" or args.threads == 7
     assert "MUJOCO_GL" not in (ROOT / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_who_interrupts_a_run_is_told_how_it_goes_on(name, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    script = importlib.import_module(name)
+    monkeypatch.setattr(script, "train", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["train"] if name == "collect_expert_sac" else [])
+    assert stopped.value.code == 130
+    told = capsys.readouterr().err
+    assert told.startswith("interrupted") and told.count("\n") == 1
+    assert ("--resume <run>/checkpoint.pt" in told) == (name != "toy_pointnav")
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])

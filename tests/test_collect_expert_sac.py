@@ -647,21 +647,43 @@ def test_another_environment_trains_and_begins_new_episodes_when_resumed(tmp_pat
     assert [row["global_step"] for row in rows_of(tmp_path / "a")] == ["1200", "2400", "3600"]
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flags, rate", [([], 0.0), (["--no-anneal-lr"], 1e-3)])
+def test_all_step_sizes_fall_to_zero_or_stay(tmp_path, monkeypatch, flags, rate):
+    class Trained(Exception):
+        pass
+
+    def stop(*args):
+        raise Trained
+
+    monkeypatch.setattr(c, "record_sets", stop)
+    args = c.parse_args([*TINY, *flags, "--total-timesteps", "2400", "--output-dir", str(tmp_path), "--run-name", "a"])
+    with pytest.raises(Trained):
+        c.train(args)
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    assert {name: saved[name]["param_groups"][0]["lr"] for name in ("critic", "actor", "alpha")} == dict.fromkeys(
+        ("critic", "actor", "alpha"), rate
+    )
+
+
+@pytest.mark.parametrize("at, what, kept", [(25, "sac/qf_loss", 4000), (180, "weights", 16000)])  # of 180 updates
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys, at, what, kept):
     calls, update = [], c.update
 
     def diverging(sac, *args):
         log = update(sac, *args)
         calls.append(None)
-        if len(calls) == 25:
+        if len(calls) == at and what == "weights":
             sac.log_alpha.data.fill_(math.nan)
+        elif len(calls) == at:
+            log[what] = torch.tensor(math.nan)
         return log
 
     monkeypatch.setattr(c, "update", diverging)
     flags = ["--checkpoint-interval", "4000", "--output-dir", str(tmp_path), "--run-name", "a"]
-    assert "diverged" in mistake(capsys, *TINY, *flags)
+    message = mistake(capsys, *TINY, *flags)
+    assert "training diverged at step" in message and f": {what} not finite" in message
     saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
-    assert saved["rows"][-1]["global_step"] == 4000 and saved["sac"]["log_alpha"].isfinite()
+    assert saved["rows"][-1]["global_step"] == kept and saved["sac"]["log_alpha"].isfinite()
 
 
 class Match(gym.Env):

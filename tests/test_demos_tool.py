@@ -1,5 +1,6 @@
 """data/demos.py and formats.py: they show sets, and translate other formats into sets and back."""
 
+import io
 import json
 import math
 import pickle
@@ -104,6 +105,30 @@ def test_an_unpickler_that_admits_arrays_alone(module, tmp_path, capsys):
     assert f"it asks for {module}" in mistake(capsys, "convert", *flags)
 
 
+def test_a_pickle_that_makes_an_array_of_forged_pointers_is_refused(tmp_path, capsys):
+    """numpy.ndarray, called with a buffer and dtype O, would take the buffer's bytes for addresses of objects."""
+    forged = b"cnumpy\nndarray\n((I2\ntcnumpy\ndtype\n(VO\ntRC\x10AAAAAAAABBBBBBBBtR."
+    (tmp_path / "bad.pkl").write_bytes(forged)
+    flags = ["--source", str(tmp_path / "bad.pkl"), "--target", str(tmp_path / "x.npz"), *CHEETAH]
+    assert "not callable" in mistake(capsys, "convert", *flags)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_and_scalars_of_every_protocol_are_read(protocol):
+    content = [
+        np.arange(6.0).reshape(2, 3).T,
+        np.float32(2.5),
+        np.array(["a", "bc"]),
+        np.array([True]),
+        {"a": (1, b"x")},
+    ]
+    read = demos.PlainUnpickler(io.BytesIO(pickle.dumps(content, protocol))).load()
+    for x, y in zip(read[:4], content[:4]):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+    assert read[4] == content[4]
+
+
 @pytest.mark.parametrize("reward", [np.array([1.0]), math.nan])
 def test_pickles_of_odd_rewards_are_refused_and_leave_no_folder(tmp_path, capsys, reward):
     step = {"state": np.zeros(17), "action": np.zeros(6), "reward": reward, "done": True}
@@ -141,7 +166,11 @@ def test_inspecting_a_set_that_does_not_say_its_environment(tmp_path, capsys, de
             {"rewards": np.array([1.0] * 11 + [np.nan])},
             "return               4.0 ± 1.0, from 3.0 to 5.0 (that of 1 episodes is unknown)",
         ),
-        ({"actions": None}, "actions              none (enough for gail_state_seq.py)"),
+        ({"actions": None}, "actions              none"),
+        (
+            {"actions": np.linspace([-1, 0], [0.5, 2], 12)},
+            "actions              2 numbers, from -1 to 0.5, 0 to 2",
+        ),
         ({"actions": np.arange(12) % 4}, "actions              discrete, from 0 to 3"),
     ],
 )

@@ -122,6 +122,32 @@ def test_an_episodes_last_picture_is_its_own(tmp_path):
     assert (rollout["steps_left"][ended] > 150).all()
 
 
+@pytest.mark.parametrize("limit", [6, 200])
+def test_an_evaluation_counts_the_rewards_of_one_episode_each(tmp_path, limit):
+    """Against the world itself, one episode after another; who has finished begins again, which counts no more."""
+    args = script.parse_args([*MINI.split(), "--demos", write_film(tmp_path / "a.npz")])
+    task = {"env_id": "dot:Dot-v0", "max_episode_steps": limit}
+    envs = script.make_world(task, 1, args)
+    render = script.make_renderer(envs, args)
+    frames = torch.zeros((9, 16, 32), dtype=torch.uint8)
+    nets = script.Networks(frames, None, envs.single_action_space, args, torch.Generator().manual_seed(0))
+    nets.agent.actor[-1].weight.data.zero_()
+    nets.agent.actor[-1].bias.data[0] = 0.25  # to the right: 2 + 4 * 0.25 = 3 a step
+    graphs = script.make_graphs(nets, render, {}, args)
+    course = script.evaluate(nets, render, graphs, task, 5, 7, args)
+    env, lengths = dot.Dot(), []
+    for i in range(5):
+        env.reset(seed=7 + i)
+        rewards, ended = [], False
+        while not ended and len(rewards) < limit:
+            _, reward, ended, _, _ = env.step(np.array([3.0]))
+            rewards.append(reward)
+        np.testing.assert_allclose(course[: len(rewards), i], np.cumsum(rewards), rtol=1e-6)
+        np.testing.assert_allclose(course[len(rewards) :, i], sum(rewards), rtol=1e-6)
+        lengths.append(len(rewards))
+    assert len(course) == max(lengths) and (limit == 6 or len(set(lengths)) > 1)
+
+
 @pytest.mark.parametrize(
     "flags, replaced, told",
     [
@@ -221,6 +247,7 @@ def test_videos_become_a_set_that_a_run_learns_from(tmp_path, tool, capsys):
         ("--source {}/states.npz --target {}/a.npz", "the field 'actions' is missing"),
         ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.npz --max-episode-steps 1", "max_episode_steps is 1"),
         ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.mp4", "must end in .npz"),
+        ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.npz --terminated", "needs the task's --max-episode-steps"),
     ],
 )
 def test_films_that_cannot_be_made_are_one_sentence(tmp_path, tool, demo_file, flags, told, capsys):

@@ -1,5 +1,6 @@
 """gail_pixels_ae.py: rendering, latents, and what may and may not reach the learner."""
 
+import copy
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DEMOS, ROOT
 from opengl_silhouettes import ROWS, STORED
 from torch.optim import Adam
@@ -803,6 +805,102 @@ def test_discriminator_tells_the_expert_and_the_reward_says_so():
     assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), rel=1e-3)
 
 
+def test_a_step_of_the_discriminator_equals_a_plain_one():
+    args = settings(*SMALL, "--grad-penalty-coef", "0.5")
+    nets = networks(args)
+    other, (expert, policy), mix = copy.deepcopy(nets.disc), torch.randn(2, 16, 12), torch.rand(16, 1)
+    optimizers = {"disc": torch.optim.SGD(nets.disc.parameters(), 0.1)}
+    log = script.discriminator_step(nets, optimizers, args, expert, policy, mix)
+    between = (policy + mix * (expert - policy)).requires_grad_(True)
+    (grad,) = torch.autograd.grad(other(between).sum(), between, create_graph=True)
+    penalty = ((grad.square().sum(1).sqrt() - 1) ** 2).mean()
+    loss = F.binary_cross_entropy_with_logits(other(expert), torch.ones(16, 1))
+    loss = loss + F.binary_cross_entropy_with_logits(other(policy), torch.zeros(16, 1))
+    accuracies = (other(expert) > 0).float().mean(), (other(policy) < 0).float().mean()
+    expected = loss, torch.sigmoid(other(expert)).mean(), torch.sigmoid(other(policy)).mean(), *accuracies, penalty
+    for a, b in zip(log, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    (loss + 0.5 * penalty).backward()
+    for a, b in zip(nets.disc.parameters(), other.parameters()):
+        torch.testing.assert_close(a, b - 0.1 * b.grad)
+
+
+def test_a_step_of_the_policy_equals_a_plain_one():
+    """By torch.distributions, and no coefficient at its default."""
+    args = settings(*SMALL, *"--clip-coef 0.3 --ent-coef 0.05 --vf-coef 0.7 --max-grad-norm 0.2".split())
+    nets = networks(args)
+    other, obs, action = copy.deepcopy(nets.agent), torch.randn(30, nets.agent.actor[0].in_features), torch.randn(30, 6)
+    advantage, returns = 2 * torch.randn(30) + 1, torch.randn(30)
+    mean, log_std = other.actor(obs).chunk(2, -1)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    old_log_prob = normal.log_prob(action).sum(-1).detach() + 0.4 * torch.randn(30)
+    optimizers = {"agent": torch.optim.SGD(nets.agent.parameters(), 0.1)}
+    log = script.policy_step(nets, optimizers, args, obs, action, old_log_prob, advantage, returns)
+    ratio = (normal.log_prob(action).sum(-1) - old_log_prob).exp()
+    a = (advantage - advantage.mean()) / advantage.std()
+    policy_loss = -torch.where(a > 0, ratio.clamp(max=1.3) * a, ratio.clamp(min=0.7) * a).mean()
+    value_loss = 0.5 * (other.critic(obs)[:, 0] - returns).square().mean()
+    entropy, clipped = normal.entropy().sum(-1).mean(), ((ratio < 0.7) | (ratio > 1.3)).float().mean()
+    assert 0 < clipped < 1
+    expected = policy_loss, value_loss, entropy, (ratio - 1 - ratio.log()).mean(), clipped
+    for x, y in zip(log, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    (policy_loss + 0.7 * value_loss - 0.05 * entropy).backward()
+    norm = torch.stack([x.grad.square().sum() for x in other.parameters()]).sum().sqrt()
+    assert norm > 0.2
+    for x, y in zip(nets.agent.parameters(), other.parameters()):
+        torch.testing.assert_close(x, y - 0.1 * y.grad * 0.2 / norm, rtol=1e-4, atol=1e-6)
+
+
+def test_each_epoch_sees_each_step_once_with_its_own_advantage_and_return():
+    args = settings(*SMALL, *"--num-minibatches 3 --update-epochs 2 --gamma 0.9 --gae-lambda 0.7".split())
+    nets, seen = networks(args), []
+    rollout, _, _ = rollout_of(nets, Shades(), args)
+
+    def note(*columns):
+        seen.append(columns)
+        return [torch.zeros(())] * 5
+
+    rewards = {"steps": torch.randn(8, 2), "absorbing": 0.3}
+    script.update_latent_policy(nets, {"policy_step": note}, rollout, rewards, args, torch.Generator().manual_seed(0))
+    assert [len(columns[0]) for columns in seen] == [6, 5, 5] * 2
+    with torch.no_grad():
+        values, next_values = nets.agent.value(rollout["obs"]), nets.agent.value(rollout["next_obs"])
+    advantages, returns = script.compute_gae(rewards["steps"], values, next_values, rollout["ended"], 0.9, 0.7)
+    steps = [rollout["obs"], rollout["action"], rollout["log_prob"], advantages, returns]
+    steps = torch.cat([x.flatten(0, 1).flatten(1) if x.ndim > 2 else x.reshape(-1, 1) for x in steps], dim=1)
+    orders = []
+    for epoch in (seen[:3], seen[3:]):
+        columns = [torch.cat(x) for x in zip(*epoch)]
+        rows = torch.cat([x if x.ndim > 1 else x[:, None] for x in columns], dim=1)
+        orders.append(torch.cdist(rows.double(), steps.double()).argmin(1))
+        assert sorted(orders[-1].tolist()) == list(range(16))
+        torch.testing.assert_close(rows, steps[orders[-1]])
+    assert not torch.equal(*orders)
+
+
+def test_the_expert_is_encoded_anew_after_the_pretraining(tmp_path, monkeypatch):
+    pretrain, checked = script.pretrain, []
+
+    def checking(world, nets, graphs, optimizers, expert, *rest):
+        before = expert["features"].clone()
+        pretrain(world, nets, graphs, optimizers, expert, *rest)
+        after = expert["features"].clone()
+        script.encode_expert(nets.autoencoder, expert)
+        checked.append(torch.equal(after, expert["features"]) and not torch.equal(before, after))
+
+    monkeypatch.setattr(script, "pretrain", checking)
+    mini(tmp_path, "--total-timesteps", "300")
+    assert checked == [True]
+
+
+def test_episodes_too_short_to_predict_in_are_one_sentence():
+    nets = networks(settings(*SMALL))
+    rollout = {"ended": torch.ones(5, 2, dtype=torch.bool)}
+    with pytest.raises(script.UserError, match="no episode lasts 2 steps, as far as the predictor looks"):
+        script.update_predictor(nets, {}, rollout, 1, torch.Generator())
+
+
 def no_ends() -> dict:
     """Visits where nothing ever ended: long ago, so that half a step is nothing."""
     return {"expert": torch.tensor([1e6, 0.0]), "policy": torch.tensor([1e6, 0.0])}
@@ -1105,16 +1203,21 @@ def test_a_body_whose_observations_are_not_flat_is_refused():
         script.make_world(task, 1, settings())
 
 
-def test_a_diverged_run_stops_with_one_sentence(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["losses/value_loss", "weights"])
+def test_a_diverged_run_stops_with_one_sentence(tmp_path, monkeypatch, capsys, what):
     update = script.update_latent_policy
 
-    def diverge(*args):
-        return update(*args) | {"losses/value_loss": math.inf}
+    def diverge(nets, *args):
+        log = update(nets, *args)
+        if what != "weights":
+            return log | {what: math.inf}
+        nets.agent.critic[-1].bias.data.fill_(math.nan)
+        return log
 
     monkeypatch.setattr(script, "update_latent_policy", diverge)
     with pytest.raises(SystemExit) as stopped:
         mini(tmp_path)
-    assert stopped.value.code == 2 and "training diverged at step 300" in capsys.readouterr().err
+    assert stopped.value.code == 2 and f"diverged at step 300: {what} not finite" in capsys.readouterr().err
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 

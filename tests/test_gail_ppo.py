@@ -1,5 +1,6 @@
 """gail_ppo.py: every function against a closed form or a slow version of its own; then the behaviour of whole runs."""
 
+import copy
 import csv
 import json
 import math
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from conftest import DEMOS, ROOT, make_demo_fields
 from mujoco.batch import Batch  # noqa: F401  (a clear failure here if MuJoCo is too old)
 
+import gail_pixels_ae
 import gail_ppo as g
+import gail_state_seq
 
 TINY = ["--total-timesteps", "3200", "--num-envs", "8", "--eval-interval", "1600", "--eval-episodes", "4"]
 TINY += ["--update-epochs", "2", "--disc-steps", "4", "--checkpoint-interval", "1600", "--threads", "1"]
@@ -445,6 +449,30 @@ def test_discriminator_separates_separable_data():
     assert log["disc/expert_acc"] > 0.9 and log["disc/policy_acc"] > 0.9
 
 
+def test_two_steps_of_the_discriminator_equal_plain_ones():
+    """The same minibatches, drawn in the same order, and PyTorch's own cross-entropy."""
+    expert, policy = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(1))
+    one, other = a_disc(3), a_disc(3)
+    optimizer = torch.optim.SGD(one.parameters(), 0.1)
+    args, generator = disc_args(grad_penalty_coef=0.5), torch.Generator().manual_seed(2)
+    log = g.update_discriminator(one, optimizer, expert, rollout_of(policy), 2, args, generator)
+    optimizer, generator = torch.optim.SGD(other.parameters(), 0.1), torch.Generator().manual_seed(2)
+    for _ in range(2):
+        x, y = (side[torch.randint(40, (64,), generator=generator)] for side in (expert, policy))
+        between = (y + torch.rand(64, 1, generator=generator) * (x - y)).requires_grad_(True)
+        (grad,) = torch.autograd.grad(other(between).sum(), between, create_graph=True)
+        penalty = ((grad.square().sum(1).sqrt() - 1) ** 2).mean()
+        loss = F.binary_cross_entropy_with_logits(other(x), torch.ones(64))
+        loss = loss + F.binary_cross_entropy_with_logits(other(y), torch.zeros(64))
+        optimizer.zero_grad()
+        (loss + 0.5 * penalty).backward()
+        optimizer.step()
+    for a, b in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(a, b)
+    assert log["disc/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert log["disc/grad_penalty"] == pytest.approx(penalty.item(), rel=1e-4)
+
+
 def test_discriminator_settles_at_two_log_two_on_identical_data():
     generator, disc = torch.Generator().manual_seed(0), a_disc(2)
     data = torch.randn(500, 2, generator=generator)
@@ -557,6 +585,66 @@ def test_the_value_of_an_end_is_that_of_the_absorbing_state():
     np.testing.assert_allclose(seen["it"][0], 5 - values, rtol=1e-5)
 
 
+def test_the_policys_update_equals_a_plain_one():
+    """The same minibatches in the same order, torch.distributions, and no coefficient at its default."""
+    args = g.Args(num_minibatches=3, update_epochs=2, clip_coef=0.3, ent_coef=0.05, vf_coef=0.7, max_grad_norm=0.2)
+    args.gamma, args.gae_lambda = 0.9, 0.7
+    generator, one = torch.Generator().manual_seed(0), an_agent(3, 2)
+    obs, next_obs = torch.randn(2, 10, 4, 3, generator=generator)
+    action, steps = torch.randn(10, 4, 2, generator=generator), torch.randn(10, 4, generator=generator)
+    with torch.no_grad():
+        log_prob, _ = one.log_prob_and_entropy(one.actor(obs), action)
+        log_prob += 0.4 * torch.randn(10, 4, generator=generator)
+        log_prob[2, :2] -= 3.0  # where the bound on the log ratio counts
+    ended = torch.rand(10, 4, generator=generator) < 0.2
+    terminated = ended & (torch.rand(10, 4, generator=generator) < 0.5)
+    assert 0 < terminated.sum() < ended.sum()
+    rollout = {"obs": obs, "next_obs": next_obs, "action": action, "log_prob": log_prob}
+    rollout |= {"ended": ended, "terminated": terminated}
+    other = copy.deepcopy(one)
+    optimizer, rewards = torch.optim.SGD(one.parameters(), 0.1), {"steps": steps, "absorbing": 0.4}
+    log = g.update_policy(one, optimizer, rollout, rewards, args, torch.Generator().manual_seed(3))
+
+    with torch.no_grad():
+        values, next_values = other.critic(obs)[..., 0], other.critic(next_obs)[..., 0]
+        next_values = torch.where(terminated, 0.4 / (1 - 0.9), next_values)
+        advantages, running = torch.zeros(10, 4), torch.zeros(4)
+        for t in range(9, -1, -1):
+            running = torch.where(ended[t], 0.0, 0.9 * 0.7 * running)
+            running = running + steps[t] + 0.9 * next_values[t] - values[t]
+            advantages[t] = running
+        returns = advantages + values
+    rows = [x.flatten(0, 1) for x in (obs, action, log_prob, advantages, returns)]
+    parameters, generator = list(other.parameters()), torch.Generator().manual_seed(3)
+    for indices in [x for _ in "ab" for x in torch.randperm(40, generator=generator).tensor_split(3)]:
+        x, u, old, a, target = (column[indices] for column in rows)
+        mean, log_std = other.actor(x).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.exp())
+        log_ratio, a = normal.log_prob(u).sum(-1) - old, (a - a.mean()) / a.std()
+        ratio = log_ratio.clamp(max=1.0).exp()
+        policy_loss = -torch.where(a > 0, ratio.clamp(max=1.3) * a, ratio.clamp(min=0.7) * a).mean()
+        value_loss = 0.5 * (other.critic(x)[:, 0] - target).square().mean()
+        entropy = normal.entropy().sum(-1).mean()
+        grads = torch.autograd.grad(policy_loss + 0.7 * value_loss - 0.05 * entropy, parameters)
+        norm = torch.stack([x.square().sum() for x in grads]).sum().sqrt()
+        assert norm > 0.2
+        for parameter, grad in zip(parameters, grads):
+            parameter.data -= 0.1 * grad * 0.2 / norm
+    for a, b in zip(one.parameters(), parameters):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    ratio = log_ratio.exp()
+    expected = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "clipfrac": ((ratio < 0.7) | (ratio > 1.3)).float().mean(),
+        "explained_variance": 1 - (returns - values).var() / returns.var(),
+    }
+    assert 0 < expected["clipfrac"] < 1
+    assert log == {f"losses/{name}": pytest.approx(x.item(), rel=1e-3, abs=1e-4) for name, x in expected.items()}
+
+
 def test_rewards_that_are_no_numbers_stop_only_who_needs_them():
     rollout, disc = toy_rollout(), a_disc(23)
     rollout["env_reward"][0, 0] = math.nan
@@ -608,9 +696,10 @@ def test_an_environment_may_write_into_its_actions():
     assert agent.standardize_action.undo(rollout["executed"]).abs().max() <= 1.0001
 
 
-def test_what_never_varies_is_named():
+@pytest.mark.parametrize("value", [7.0, 3e5 + np.float32(0.03125) * (np.arange(20) == 3)])  # or by rounding alone
+def test_what_never_varies_is_named(value):
     demos = {"obs": np.random.default_rng(0).normal(size=(20, 3)), "actions": np.zeros((20, 2))}
-    demos["obs"][:, 1] = 7.0
+    demos["obs"][:, 1] = value
     with pytest.warns(UserWarning, match=r"observations \[1\] never vary"):
         g.match_demos(demos, envs_with(gym.spaces.Box(-1.0, 1.0, (2,))))
 
@@ -908,9 +997,62 @@ def test_evaluation_of_episodes_that_end_early_counts_each_step_once():
         np.testing.assert_allclose(course[len(rewards) :, i], sum(rewards), rtol=1e-4)
 
 
+def test_a_summary_has_no_numbers_that_json_does_not_know(tmp_path, monkeypatch):
+    """Where rewards of the mean action are known and those of sampled ones are not."""
+    final = g.final_evaluation
+    monkeypatch.setattr(g, "final_evaluation", lambda *given: [final(*given)[0], np.full(4, math.nan)])
+    run(tmp_path, "a", "--total-timesteps", "1600")
+    text = (tmp_path / "a/summary.json").read_text()
+    assert "NaN" not in text and "eval/return_mean" in text
+
+
 def test_rewards_may_be_whole_numbers(demo_file):
     demos = load(demo_file(rewards=np.arange(12)), required=["rewards"])
     assert demos["returns"].sum() == np.arange(12).sum()
+
+
+def test_sizes_and_step_sizes_reach_their_networks(tmp_path):
+    flags = "--hidden-size 16 --learning-rate 2e-3 --no-anneal-lr --disc-hidden-size 24 --disc-learning-rate 1e-4"
+    run(tmp_path, "a", *flags.split(), "--total-timesteps", "1600", "--num-minibatches", "4")
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    assert saved["agent"]["actor.0.weight"].shape == (16, 17) and saved["disc"]["net.0.weight"].shape == (24, 23)
+    steps = {}
+    for name, rate in (("optimizer", 2e-3), ("disc_optimizer", 1e-4)):
+        assert [group["lr"] for group in saved[name]["param_groups"]] == [rate]
+        steps[name] = {int(state["step"]) for state in saved[name]["state"].values()}
+    assert steps == {"optimizer": {2 * 2 * 4}, "disc_optimizer": {2 * 4}}  # in two rollouts
+
+
+def test_a_warm_start_begins_near_the_demonstrations(tmp_path, monkeypatch):
+    errors, collect, demos = [], g.collect, g.load_demos(g.Args(), ["observations"])
+
+    def noting(envs, agent, *rest):
+        if len(errors) < 2:
+            errors.append(np.square(agent.act(demos["obs"]) - demos["actions"]).mean())
+        return collect(envs, agent, *rest)
+
+    monkeypatch.setattr(g, "collect", noting)
+    for i, flags in enumerate(([], ["--bc-warm-start"])):
+        del errors[i:]
+        run(tmp_path, f"{i}", *flags, "--total-timesteps", "800")
+    assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("module", [g, gail_state_seq, gail_pixels_ae])
+@pytest.mark.parametrize("steps, gamma", [(20, 0.9), (400, 0.975), (1100, 0.99)])
+def test_the_horizon_follows_the_demonstrations(monkeypatch, demo_file, module, steps, gamma):
+    class Stopped(Exception):
+        pass
+
+    def stop(script, args, wandb_id):
+        assert args.gamma == pytest.approx(gamma)
+        raise Stopped
+
+    metadata = json.dumps({"env_id": "HalfCheetah-v4", "max_episode_steps": steps})
+    path = demo_file(make={"lengths": (steps,)}, metadata=metadata)
+    monkeypatch.setattr(module, "open_run", stop)
+    with pytest.raises(Stopped):
+        module.train(module.Args(demos=path, threads=1))
 
 
 def test_flags_reach_the_loop(tmp_path):
@@ -1230,9 +1372,14 @@ def test_what_is_saved_is_the_running_average_of_the_policies(tmp_path, monkeypa
     for x, y, z in zip(agent.parameters(), expected, last):
         torch.testing.assert_close(x, y)
         assert not torch.equal(x, z)
+    task = {"env_id": "HalfCheetah-v4", "max_episode_steps": 100}
+    judged = g.evaluate(agent, task, 20, saved["args"]["seed"] + 10_000, 1)[-1]
+    assert saved["rows"][-1]["eval/return_mean"] == pytest.approx(judged.mean())
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["losses/value_loss", "weights"])
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys, what):
+    """Also if the last minibatch ruins the weights, whose losses were computed before."""
     calls, update, evaluate = [], g.update_policy, g.evaluate
 
     def evaluating(agent, *settings):
@@ -1244,14 +1391,15 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
         log = update(*args)
         if len(calls) == 3:
             args[0].actor[-1].bias.data.fill_(math.nan)
-            log["losses/value_loss"] = math.nan
+            if what != "weights":
+                log[what] = math.nan
         return log
 
     monkeypatch.setattr(g, "update_policy", diverging)
     monkeypatch.setattr(g, "evaluate", evaluating)
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
-    message = mistake(capsys, *flags, "--eval-interval", "800")
-    assert "diverged at step 2400" in message and "losses/value_loss" in message
+    message = mistake(capsys, *flags, "--eval-interval", "800", "--checkpoint-interval", "800")
+    assert f"diverged at step 2400: {what} not finite" in message
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
     assert len(saved["rows"]) == 2
 

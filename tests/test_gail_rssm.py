@@ -3,12 +3,14 @@
 Functions that are copies of gail_ppo.py's are tested there (test_copies.py keeps them copies).
 """
 
+import copy
 import csv
 import json
 import math
 import time
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -506,6 +508,76 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
         assert weight.grad[i, j].item() == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-9)
 
 
+def test_a_step_of_the_value_equals_a_plain_one():
+    """It goes towards lambda-returns in which the slow critic tells what comes after; steps after an end do not count;
+    the range of returns is from the 5th to the 95th percentile."""
+    args, generator = settings(gamma=0.9, gae_lambda=0.7), seeded(1)
+    agent, batch, critic = make_agent(args), make_batch(), r.Critic(8, 8)
+    for x in (*critic.net.parameters(), *critic.target_net.parameters()):
+        x.data.normal_(generator=generator)  # each its own
+    states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
+    imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
+    imagined["alive"] = torch.rand(4, 6, generator=generator)
+    rewards, scales = {"steps": 9 * torch.randn(4, 6, generator=generator), "absorbing": 0.3}, {"return": 2.0}
+    other, seen = copy.deepcopy(critic), imagined["states"].detach()
+    optimizers = {
+        "actor": torch.optim.SGD(agent.actor.parameters(), 0.0),
+        "critic": torch.optim.SGD(critic.net.parameters(), 0.1),
+    }
+    log = r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
+    with torch.no_grad():
+        ahead, returns = other.target_net(seen[-1])[:, 0], []
+        for t in (3, 2, 1, 0):  # Sutton & Barto 2018, equation 12.20
+            after = other.target_net(seen[t + 1])[:, 0]
+            ahead = torch.lerp(after, ahead, 0.7) if t < 3 else after
+            going_on = imagined["continues"][t]
+            ahead = rewards["steps"][t] + 0.9 * (going_on * ahead + (1 - going_on) * 0.3 / (1 - 0.9))
+            returns.insert(0, ahead)
+        returns = torch.stack(returns)
+    value = other.net(seen[:-1])[..., 0]
+    loss = (imagined["alive"] * (value - returns).square()).mean()
+    loss.backward()
+    assert log["losses/value_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert log["losses/return"] == pytest.approx(returns.mean().item(), rel=1e-5)
+    assert log["losses/value"] == pytest.approx(value.mean().item(), rel=1e-5)
+    norm = torch.stack([x.grad.square().sum() for x in other.net.parameters()]).sum().sqrt()
+    assert norm > 10
+    for x, y in zip(critic.net.parameters(), other.net.parameters()):
+        torch.testing.assert_close(x, y - 0.1 * y.grad * 10 / norm, rtol=1e-4, atol=1e-6)
+    low, high = np.quantile(returns, (0.05, 0.95))
+    assert scales["return"] == pytest.approx(0.99 * 2 + 0.01 * (high - low), rel=1e-5)
+
+
+def test_two_steps_of_the_discriminator_equal_plain_ones():
+    """Noise on both sides, what comes after an end left out, and the penalty between the two."""
+    torch.manual_seed(0)
+    one, obs = r.TransitionDiscriminator(6, 8), torch.randn(5, 7, 3, generator=seeded(1))
+    other, expert, alive = copy.deepcopy(one), torch.randn(30, 6, generator=seeded(2)), torch.ones(4, 7)
+    alive[2:, :3] = 0.1
+    args = settings(disc_steps=2, disc_batch_size=16, grad_penalty_coef=0.5)
+    imagined, optimizer = {"obs": obs, "alive": alive}, torch.optim.SGD(one.parameters(), 0.1)
+    log = r.update_transition_discriminator(one, optimizer, expert, imagined, args, seeded(3))
+    policy = torch.stack([torch.cat([obs[t + 1, i], obs[t + 1, i] - obs[t, i]])
+                          for t in range(4) for i in range(7) if t < 2 or i > 2])  # fmt: skip
+    optimizer, generator = torch.optim.SGD(other.parameters(), 0.1), seeded(3)
+    for _ in range(2):
+        x, y = (side[torch.randint(len(side), (16,), generator=generator)] for side in (expert, policy))
+        noise = 0.1 * torch.randn(2, 16, 6, generator=generator)
+        x, y = x + noise[0], y + noise[1]
+        between = (y + torch.rand(16, 1, generator=generator) * (x - y)).requires_grad_(True)
+        (grad,) = torch.autograd.grad(other(between).sum(), between, create_graph=True)
+        penalty = ((grad.square().sum(1).sqrt() - 1) ** 2).mean()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(other(x), torch.ones(16))
+        loss = loss + torch.nn.functional.binary_cross_entropy_with_logits(other(y), torch.zeros(16))
+        optimizer.zero_grad()
+        (loss + 0.5 * penalty).backward()
+        optimizer.step()
+    for a, b in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(a, b)
+    assert log["disc/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert log["disc/grad_penalty"] == pytest.approx(penalty.item(), rel=1e-4)
+
+
 def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
     args = settings()
     agent, batch, disc = make_agent(args), make_batch(), r.TransitionDiscriminator(8, 8)
@@ -592,6 +664,27 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, flags):
         assert all(torch.equal(saved[0][part][name], saved[1][part][name]) for name in saved[0][part])
 
 
+@pytest.mark.parametrize("what", ["losses/value_loss", "weights"])
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys, what):
+    """Also if the last update ruins the weights, whose losses were computed before."""
+    calls, update = [], r.update_actor_critic
+
+    def diverging(critic, *args):
+        calls.append(None)
+        log = update(critic, *args)
+        if len(calls) == 6 and what == "weights":  # the last one of the third rollout
+            critic.net[-1].bias.data.fill_(math.nan)
+        elif len(calls) == 6:
+            log[what] = math.nan
+        return log
+
+    monkeypatch.setattr(r, "update_actor_critic", diverging)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "a")
+    assert stopped.value.code == 2 and f"diverged at step 1500: {what} not finite" in capsys.readouterr().err
+    assert len(torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["rows"]) == 2
+
+
 def test_files_of_a_run(tmp_path, capsys):
     summary = run(tmp_path, "a")
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -610,6 +703,73 @@ def test_files_of_a_run(tmp_path, capsys):
     assert "mean action" in capsys.readouterr().out
     after = np.load(tmp_path / "a/policy.npz")
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_what_the_discriminator_takes_for_the_experts_never_spans_two_episodes(tmp_path, monkeypatch):
+    seen, update = [], r.update_transition_discriminator
+
+    def noting(disc, optimizer, expert, *rest):
+        seen.append(expert)
+        return update(disc, optimizer, expert, *rest)
+
+    monkeypatch.setattr(r, "update_transition_discriminator", noting)
+    fields = make_demo_fields((30, 20, 40))
+    np.savez(tmp_path / "a.npz", **fields)
+    run(tmp_path, "a", "--demos", str(tmp_path / "a.npz"), "--total-timesteps", "1000")
+    ends = np.cumsum([31, 21, 41])
+    final = np.isin(np.arange(93), ends - 1)
+    mean, std = (getattr(fields["observations"][~final].astype(np.float64), x)(0) for x in ("mean", "std"))
+    expected = []
+    for episode in np.split((fields["observations"] - mean) / std, ends[:-1]):
+        expected.append(np.concatenate([episode[1:], np.diff(episode, axis=0)], axis=1))
+    np.testing.assert_allclose(seen[0].numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length, gamma", [(20, 0.85), (40, 1 - 3 / 40), (500, 0.99)])
+def test_the_horizon_follows_the_demonstrations(tmp_path, monkeypatch, length, gamma):
+    def stop(script, args, wandb_id):
+        assert args.gamma == pytest.approx(gamma)
+        raise Killed
+
+    fields = make_demo_fields((length,) * 2)
+    fields["metadata"] = json.dumps({"env_id": "HalfCheetah-v4", "max_episode_steps": 500})
+    np.savez(tmp_path / "a.npz", **fields)
+    monkeypatch.setattr(r, "open_run", stop)
+    with pytest.raises(Killed):
+        r.train(r.Args(demos=str(tmp_path / "a.npz"), threads=1))
+
+
+def test_step_sizes_and_the_number_of_updates_reach_their_optimizers(tmp_path):
+    """All fall to zero but that of D."""
+    run(tmp_path, "a", "--updates", "3", "--disc-steps", "2")
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    args, updates = saved["args"], 3 * 4  # in four rollouts
+    own = {"model": args["model_learning_rate"], "actor": args["learning_rate"], "critic": args["learning_rate"]}
+    for name, rate in own.items():
+        optimizer = saved[f"{name}_optimizer"]
+        assert [group["lr"] for group in optimizer["param_groups"]] == [pytest.approx(rate / 4)]
+        assert {int(state["step"]) for state in optimizer["state"].values()} == {updates}
+    assert saved["disc_optimizer"]["param_groups"][0]["lr"] == args["disc_learning_rate"]
+    assert {int(state["step"]) for state in saved["disc_optimizer"]["state"].values()} == {2 * updates}
+
+
+def test_evaluation_of_episodes_that_end_early_counts_each_step_once():
+    """Against gymnasium, one episode after another, each with a memory of its own."""
+    agent, limit, expected = make_agent(obs_dim=11, action_dim=3), {"env_id": "Hopper-v4", "max_episode_steps": 60}, []
+    agent.actor.net[-1].weight.data.normal_(0, 0.05, generator=seeded())
+    for i in range(5):
+        env, rewards, ended, memory = gym.make("Hopper-v4", max_episode_steps=60), [], False, agent.initial_carry(1)
+        obs, _ = env.reset(seed=7 + i)
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None], memory)[0])
+            rewards.append(reward)
+            ended = terminated or truncated
+        expected.append(rewards)
+    assert len({len(rewards) for rewards in expected}) > 1
+    course = r.evaluate(agent, limit, 5, 7, 1)
+    for i, rewards in enumerate(expected):
+        np.testing.assert_allclose(course[: len(rewards), i], np.cumsum(rewards), rtol=1e-3)
+        np.testing.assert_allclose(course[len(rewards) :, i], sum(rewards), rtol=1e-3)
 
 
 def test_a_finished_run_goes_on_longer(tmp_path):
@@ -649,8 +809,6 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
 
 
 def test_a_policy_acts_in_somebody_elses_program(tmp_path):
-    import gymnasium as gym
-
     run(tmp_path, "a", "--total-timesteps", "1000")
     agent, saved = r.load_agent(str(tmp_path / "a/policy.pt"))
     env, memory = gym.make(saved["env_id"], max_episode_steps=5), agent.initial_carry(1)

@@ -878,18 +878,28 @@ def test_what_is_saved_is_the_running_average_of_the_policies(tmp_path, monkeypa
     for x, y, z in zip(agent.parameters(), expected, last):
         torch.testing.assert_close(x, y)
         assert not torch.equal(x, z)
+    task = {"env_id": "HalfCheetah-v4", "max_episode_steps": 100}
+    judged = s.evaluate(agent, task, 20, saved["args"]["seed"] + 10_000, 1)[-1]
+    assert saved["rows"][-1]["eval/return_mean"] == pytest.approx(judged.mean())
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
-    calls, update = [], s.update_window_discriminator
+@pytest.mark.parametrize("what", ["disc/loss", "weights"])
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys, what):
+    calls, update, polyak_update = [], s.update_window_discriminator, s.polyak_update
 
     def diverging(*args):
         calls.append(None)
-        return update(*args) | ({"disc/loss": math.nan} if len(calls) == 3 else {})
+        return update(*args) | ({what: math.nan} if len(calls) == 3 and what != "weights" else {})
+
+    def averaging(slow, agent, polyak):
+        if len(calls) == 3:  # as if the policy's last minibatch had ruined them
+            agent.critic[0].weight.data[0, 0] = math.inf
+        polyak_update(slow, agent, polyak)
 
     monkeypatch.setattr(s, "update_window_discriminator", diverging)
+    monkeypatch.setattr(s, "polyak_update", averaging)
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "nan"]
-    message = mistake(capsys, *flags)
-    assert "diverged at step 2400" in message and "disc/loss" in message
+    message = mistake(capsys, *flags, "--checkpoint-interval", "800")
+    assert f"diverged at step 2400: {what} not finite" in message
     saved = torch.load(tmp_path / "nan/checkpoint.pt", weights_only=True)
     assert len(saved["rows"]) == 2

@@ -32,7 +32,7 @@ TABLE = [
     (RESUMING, "--resume {}/nowhere.pt", "nowhere.pt: not a readable file (No such file or directory)"),
     (RESUMING, "--resume {}/cut.pt", "cut.pt: not a readable file"),
     (RESUMING, "--resume {}/text.pt", "text.pt: not a readable file"),
-    (RESUMING, "--resume {}", "not a readable file (Is a directory)"),
+    (RESUMING, "--resume {}", "not a readable file (Is a directory); give the checkpoint.pt of a run."),
     (RESUMING, "--resume {}/hostile.pt", "hostile.pt: not a readable file ("),
     (RESUMING, "--resume {}/stranger.pt", "it is a stranger, expected a"),
     (RESUMING, "--resume {}/policy.pt", "it is a strange policy, expected a"),
@@ -64,6 +64,11 @@ TABLE = [
     ((*GAIL, *IMAGINING), "--grad-penalty-coef -1", "--grad-penalty-coef is -1.0"),
     ((*IMITATORS, "toy_pointnav"), "--eval-episodes 0", "--eval-episodes is 0"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/nowhere.pt", "nowhere.pt: not a readable file"),
+    (
+        (*IMITATORS, "toy_pointnav"),
+        "--evaluate .",
+        "--evaluate .: not a readable file (Is a directory); give the policy.pt",
+    ),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/hostile.pt", "hostile.pt: not a readable file"),
     ((*IMITATORS, "toy_pointnav"), "--evaluate {}/bare.pt", "--evaluate {}/bare.pt: it is a "),
     (IMITATORS, "--num-demos -1", "--num-demos is -1"),
@@ -159,6 +164,9 @@ TOOL = [  # of data/demos.py
     ("convert --source {}/hostile.pkl --target {}/new.npz", "builtins.print"),
     ("convert --source {}/good.npz --target {}/new.txt", "/new.txt: expected "),
     ("convert --source {}/cut.npz --target {}/new.pkl", "cut.npz: "),
+    ("convert --source {}/good.npz --target .", "--target .: "),
+    ("convert --source {}/film.npz --target {}/new.pkl", "film.npz: it has no observations, and the target needs them"),
+    ("inspect --demos {}/good.npz --figure {}/new", "name a .png"),
 ]
 CASES = [(script, flags, says) for scripts, flags, says in TABLE for script in scripts]
 
@@ -245,6 +253,7 @@ def broken_files(tmp_path_factory):
     np.savez(folder / "flat.npz", mean_action=np.ones(3))
     demos("no_limit.npz", metadata='{"env_id": "HalfCheetah-v4"}', **qpos)
     demos("no_actions.npz", actions=None)
+    demos("film.npz", observations=None, frames=np.zeros((15, 8, 8), np.uint8))
     demos("good_states.npz")
     demos("narrow.npz", make={"obs_dim": 3})
     for name, env_id in (("hopper", "Hopper-v4"), ("nothing", "Nothing-v0")):

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import tyro
 from conftest import DEMOS, ROOT
 
 import gail_pixels_ae
@@ -59,7 +60,7 @@ def test_every_metric_that_they_explain_is_logged():
     source += "".join(f'"ae/recon_{name}" ' for name in ("policy", "expert", "heldout"))
     explained = re.findall(r"`((?:charts|eval|disc|reward|losses|ae|bc|sac|time|model)/[\w]+)", EVERYTHING)
     assert len(set(explained)) > 30
-    assert [name for name in explained if f'"{name}' not in source] == []
+    assert [name for name in explained if f'"{name}"' not in source] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -76,6 +77,21 @@ def test_every_command_parses(command, monkeypatch, tmp_path):
         assert set(flags[::2]) <= {"--resume", "--total-timesteps"}
     else:
         module.parse_args(flags)
+
+
+def test_the_commands_of_the_benchmark_parse(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    commands = set(re.findall(r"python benchmark/(\w+)\.py([^#`\n&]*)", EVERYTHING))
+    assert len(commands) > 8
+    for name, flags in sorted(commands):
+        module = importlib.import_module(name)
+        if name == "eyes":  # has the flags of the pixel script
+            gail_pixels_ae.parse_args(shlex.split(flags))
+        elif hasattr(module, "Args"):
+            args = tyro.cli(module.Args, args=shlex.split(flags))
+            assert getattr(args, "suite", "gail") in importlib.import_module("run").SUITES
+        else:
+            assert not flags.strip()
 
 
 def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):

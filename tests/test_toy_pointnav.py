@@ -620,6 +620,16 @@ def test_an_update_makes_what_was_rewarded_likelier(continuous, algorithm):
     assert log["losses/explained_variance"] < 0.5 and log["losses/entropy"] != 0
 
 
+def test_ppo_cuts_its_gradient():
+    agent, rollout, _, _ = collected()
+    before = torch.cat([x.detach().flatten() for x in agent.parameters()])
+    args = t.Args(update_epochs=1, num_minibatches=1, max_grad_norm=0.25)
+    optimizer, rewards = torch.optim.SGD(agent.parameters(), 1.0), as_rewards(1e3 * rollout["obs"].sum(-1))
+    t.update_by_ppo(agent, optimizer, rollout, rewards, args, seeded())
+    after = torch.cat([x.detach().flatten() for x in agent.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.25, rel=1e-4)
+
+
 def test_entropy_bonus_keeps_the_policy_wider():
     """PPO with rewards of nothing, TRPO with advantages of nothing."""
     entropies = []
@@ -923,16 +933,22 @@ def test_an_existing_run_is_not_overwritten(tmp_path, capsys):
     assert "--run-name" in message and not list((tmp_path / "taken").iterdir())
 
 
-def test_divergence_stops_the_run_with_a_sentence(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["losses/value_loss", "weights"])
+def test_divergence_stops_the_run_with_a_sentence(tmp_path, monkeypatch, capsys, what):
     calls, update = [], t.update_by_ppo
 
-    def diverging(*args):
+    def diverging(agent, *args):
         calls.append(None)
-        return update(*args) | ({"losses/value_loss": math.nan} if len(calls) == 3 else {})
+        log = update(agent, *args)
+        if len(calls) == 3 and what == "weights":
+            agent.critic[-1].bias.data.fill_(math.nan)
+        elif len(calls) == 3:
+            log[what] = math.nan
+        return log
 
     monkeypatch.setattr(t, "update_by_ppo", diverging)
     message = mistake(capsys, *TINY, "--output-dir", str(tmp_path), "--run-name", "nan")
-    assert "diverged at step 768" in message and "losses/value_loss" in message
+    assert f"diverged at step 768: {what} not finite" in message
     assert [row["global_step"] for row in rows_of(tmp_path / "nan")] == ["256", "512"]
 
 
