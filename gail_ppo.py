@@ -1016,7 +1016,7 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
 def parse_args(argv: list[str]) -> Args:
     """Settings of a new run, or of a resumed one. W&B's sweep agents write --flag=True, =False."""
     argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
-    args = tyro.cli(Args, args=argv)
+    args = tyro.cli(Args, args=argv, description=__doc__.split("\n")[0])
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_ppo checkpoint")["args"]
         require(saved.keys() == vars(args).keys(), f"--resume {args.resume}: another version of "

@@ -880,7 +880,7 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
 def parse_args(argv: list[str]) -> Args:
     """Settings from the command line. W&B's sweep agents write --flag=True and --flag=False."""
     argv = [re.sub("^--(.*)=True$", r"--\1", re.sub("^--(.*)=False$", r"--no-\1", x)) for x in argv]
-    args = tyro.cli(Args, args=argv)
+    args = tyro.cli(Args, args=argv, description=__doc__.split("\n")[0])
     args.check()
     return args
 

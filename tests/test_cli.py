@@ -57,6 +57,15 @@ def test_what_macos_lacks_is_not_needed(name, monkeypatch, capsys):
     assert "MUJOCO_GL" not in (ROOT / f"{name}.py").read_text()
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_says_what_the_script_does(name, capsys):
+    script = importlib.import_module(name)
+    with pytest.raises(SystemExit) as stopped:
+        script.parse_args(["--help"])
+    assert stopped.value.code == 0
+    assert script.__doc__.splitlines()[0] in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
 def test_who_interrupts_a_run_is_told_how_it_goes_on(name, monkeypatch, capsys):
     def interrupted(args):
