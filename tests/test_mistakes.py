@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import DEMOS, ROOT, make_demo_fields
 
 GAIL = ("gail_ppo", "gail_state_seq", "gail_pixels_ae")
@@ -290,6 +291,8 @@ def test_every_mistake_is_one_sentence(name, flags, says, broken_files, tmp_path
     (tmp_path / "runs/taken").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "sideways")
+    if "--track" in flags:
+        wandb.teardown()  # or it goes on with the mode of an earlier test of this process
     if "--cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     torch.save({"kind": f"{name} checkpoint", "args": {}}, broken_files / "bare.pt")  # it holds nothing
