@@ -71,8 +71,8 @@ def errors(seen: np.ndarray, states: np.ndarray, train: np.ndarray, steps: int, 
 
 def main(argv: list[str], steps: int = 4000) -> np.ndarray:
     args = script.parse_args(argv)
+    script.require(args.num_demos != 1, "--num-demos is 1, which leaves none to test on; give more.")
     seen, states, train = see(args)
-    script.require(not train.all(), f"--num-demos is {args.num_demos}, which leaves none to test on; give more.")
     shares = errors(seen, states, train, steps, "cuda" if args.cuda else "cpu")
     print(f"{args.env_id}, {len(states)} demonstrated states: errors of each dimension of the unseen ones")
     print("  in its own unit ", *(f"{x:8.3g}" for x in shares * states[train].std(0)))

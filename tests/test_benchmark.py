@@ -390,3 +390,24 @@ def test_how_precisely_the_pixel_script_sees():
         actions = demos["actions"][drawn - episode - 2 : drawn - episode]
     np.testing.assert_allclose(seen[2, -12:].reshape(2, 6), actions)
     assert (seen[2, -18:-12] == 0).all() and len(eyes.main(flags.split(), steps=2)) == 17
+
+
+def test_eyes_need_two_demonstrations():
+    import eyes
+
+    with pytest.raises(eyes.script.UserError, match="--num-demos is 1, which leaves none to test on"):
+        eyes.main(["--num-demos", "1"])
+
+
+@pytest.mark.parametrize("tool", ["mutants", "gpu"])
+def test_who_chooses_nothing_is_told(tool):
+    module = importlib.import_module(tool)
+    with pytest.raises(SystemExit, match="--only is nothing such"):
+        module.main(module.Args(only="nothing such"))
+
+
+@pytest.mark.parametrize("tool", ["loop_parts", "processes", "other_tasks"])
+def test_asking_for_help_measures_nothing(tool):
+    command = [sys.executable, f"benchmark/{tool}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout
