@@ -50,7 +50,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
 import mujoco
@@ -223,7 +223,8 @@ def cloning_loss(policy: Policy, pairs: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for every parameter."""
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+    (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
         slow_parameter.lerp_(parameter, 1 - polyak)
 
@@ -271,7 +272,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(1)  # minibatches this small are slower on more
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
+    torch.manual_seed(args.seed)  # nothing here draws from it, but layers that you add may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["observations", "actions"])
     envs = make_envs(demos, 1, 1)
@@ -287,7 +288,8 @@ def train(args: Args) -> dict[str, float]:
     training = make_pairs(policy, demos, ~held_out_steps)
     validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
-    decayed = {"params": policy.net.parameters(), "weight_decay": args.weight_decay}
+    weights = [x for name, x in policy.named_parameters() if name != "log_std"]
+    decayed = {"params": weights, "weight_decay": args.weight_decay}
     # a log deviation that decays is drawn to 0, a deviation of 1
     undecayed = {"params": [policy.log_std], "weight_decay": 0.0}
     optimizer = AdamW([decayed, undecayed], lr=args.learning_rate, fused=True)
@@ -337,7 +339,7 @@ def train(args: Args) -> dict[str, float]:
             if args.track:
                 wandb.log(log, step=done)
             checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
-            checkpoint |= {
+            checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "bc checkpoint",
                 "args": vars(args),
                 "generator": generator.get_state(),
@@ -562,7 +564,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
-    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    of 0 is as good as random actions, of 1 as the demonstrations (after Fu et al. 2020,
     https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
     if not np.isfinite(returns).all():
         return {}
@@ -671,7 +673,8 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
     ):
         logged = [row for row in rows if name in row]
         ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
-    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+    if math.isfinite(demos_mean):
+        left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
     left.set(title="Return", xlabel="gradient steps", ylabel="true return, mean action")
     right.set(title="Loss", xlabel="gradient steps", ylabel="loss of a whole split")
     left.legend()
@@ -768,6 +771,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

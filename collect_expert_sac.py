@@ -47,7 +47,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
 import mujoco
@@ -334,7 +334,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(min(args.threads, 2))
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
+    torch.manual_seed(args.seed)  # nothing here draws from it, but layers that you add may
     generator = Generator().manual_seed(args.seed)
     task = {"env_id": args.env_id, "max_episode_steps": args.max_episode_steps}
     envs = make_envs(task, args.num_envs, args.threads)
@@ -426,7 +426,7 @@ def train(args: Args) -> dict[str, float]:
             wandb.log(rows[-1], step=step)
         if saving:
             checkpoint = {name: x.state_dict() for name, x in ({"sac": sac} | optimizers).items()}
-            checkpoint |= {
+            checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "collect_expert_sac checkpoint",
                 "args": vars(args),
                 "buffer": {name: x[:step].clone() for name, x in buffer.items()},
@@ -699,6 +699,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

@@ -58,7 +58,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
 import imageio
@@ -169,7 +169,7 @@ class Args:
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "frame_stack": 100}
         at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE)}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
-        may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"
+        may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"  # others: more than 0
         check_settings(self, may_be_zero, at_least, at_most)
         require(self.frames == "render" or body_of(self.env_id) in CAMERAS, f"--env-id is "
                 f"{self.env_id}, but capsules can be drawn of {', '.join(CAMERAS)} alone; choose "
@@ -233,9 +233,9 @@ class Standardize(nn.Module):
 
 class Autoencoder(nn.Module):
     """Two strided convolutions and a linear layer to Z latents, and back by sub-pixel convolutions
-    (Shi et al. 2016). Two wide strides cost a third of three small ones at the same error. It knows
-    its normalization: mean and spread of the expert's frames (B, H, W) uint8, and mean and
-    deviation of the expert's features, which change with the encoder (see encode_expert)."""
+    (Shi et al. 2016). It knows its normalization: mean and spread of the expert's frames (B, H, W)
+    uint8, and mean and deviation of the expert's features, which change with the encoder (see
+    encode_expert)."""
 
     def __init__(self, frames: Tensor, latent_dim: int, frame_stack: int):
         super().__init__()
@@ -342,7 +342,7 @@ class Networks(nn.Module):
     def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, S) ->
         features (N, K Z), which D sees; history (N, M), features and actions, which the predictor
-        sees; obs (N, O) for the policy: what is predicted if nothing is done, and the last action;
+        sees; obs (N, O) for the policy: what is predicted after actions of 0, and the last action;
         without a predictor the history; with --policy-obs state the state."""
         features = self.autoencoder.standardize(latent_steps(latents))
         history = torch.cat([features, actions.flatten(1)], dim=1)
@@ -498,7 +498,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
-    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
@@ -729,7 +729,7 @@ def update_predictor(nets, graphs, rollout, num_steps: int, generator):
     last step between latents and newest latent -> log of the last."""
     inside = whole_windows(rollout["ended"], LOOK_AHEAD)
     require(inside.any(), f"no episode lasts {LOOK_AHEAD} steps, as far as the predictor looks; "
-            "give demonstrations of longer ones.")
+            "give --predictor-steps 0.")
     actions = [rollout["executed"][k : k + len(inside)] for k in range(LOOK_AHEAD)]
     inputs = torch.cat([rollout["history"][: len(inside)], *actions], dim=-1)[inside]
     seen = rollout["features"][LOOK_AHEAD - 1 :, :, -nets.predictor[-1].out_features :][inside]
@@ -865,9 +865,9 @@ def train(args: Args) -> dict[str, float]:
             "give a greater --total-timesteps.")
     if RANK == 0:
         run_dir = open_run("gail_pixels_ae", args, wandb_id)
-        if not args.resume:  # for the user to compare cameras
-            first = torch.cat([expert["frames"][0].cpu(), episodes["frames"][0, -1].cpu()], dim=1)
-            imageio.imwrite(run_dir / "first_frames.png", first.numpy())
+        if not args.resume:
+            first_frames = {"expert": expert["frames"][0], "policy": episodes["frames"][0, -1]}
+            plot_first_frames(first_frames, run_dir / "first_frames.png")
 
     start, world = time.perf_counter() - seconds, (envs, render, nets, graphs, episodes)
     encode_expert(nets.autoencoder, expert)
@@ -921,7 +921,7 @@ def train(args: Args) -> dict[str, float]:
         if args.track:
             wandb.log(rows[-1], step=step)
         if last or step % args.checkpoint_interval < batch_size:
-            checkpoint = {
+            checkpoint = {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_pixels_ae checkpoint",
                 "args": vars(args),
                 "networks": nets.state_dict(),
@@ -1105,21 +1105,21 @@ def frame_size(shorter: int, width: float, height: float) -> tuple[int, int]:
 
 
 def shrink(pictures: np.ndarray, height: int, width: int) -> Tensor:
-    """Pictures (B, h, w) or (B, h, w, 3) uint8 -> grey frames (B, H, W) uint8, by averaging."""
+    """Pictures (B, h, w), (B, h, w, 3) or with alpha, uint8 -> grey frames (B, H, W), averages."""
     frames = []
     for piece in torch.from_numpy(pictures).split(FRAMES_AT_ONCE):
-        grey = piece.float() if piece.ndim == 3 else piece.float().mean(-1)
+        grey = piece.float() if piece.ndim == 3 else piece[..., :3].float().mean(-1)  # no alpha
         frames.append(F.adaptive_avg_pool2d(grey, (height, width)).round().to(torch.uint8))
     return torch.cat(frames)
 
 
 class PictureRenderer(nn.Module):
-    """Frames of environments that return their own pictures (B, h, w, 3). Like
+    """Frames of environments that return their own pictures, as `shrink` takes them. Like
     CapsuleRenderer it prepares on the CPU, and draws wherever the networks are."""
 
     def __init__(self, envs, image_size: int):
         super().__init__()
-        rows, columns, _ = envs.single_observation_space.shape
+        rows, columns = envs.single_observation_space.shape[:2]
         self.height, self.width = frame_size(image_size, columns, rows)
         self.sizes = [(rows, columns), (self.height, self.width)]  # that a film may have
 
@@ -1142,9 +1142,18 @@ class CapsuleRenderer(nn.Module):
 
     def __init__(self, envs, image_size: int, threads: int):
         super().__init__()
-        fast = isinstance(envs, BatchHalfCheetah)
-        model = envs.model if fast else envs.envs[0].unwrapped.model
         *view, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
+        if isinstance(envs, BatchHalfCheetah):
+            model = envs.model
+        else:
+            (obs, _), env = envs.envs[0].reset(), envs.envs[0].unwrapped
+            data = getattr(env, "data", None)  # MuJoCo's, or not
+            positions = data.qpos[self.unobserved :] if isinstance(data, mujoco.MjData) else []
+            same = 0 < len(positions) <= len(obs) and np.allclose(obs[: len(positions)], positions)
+            require(same, f"--env-id {envs.spec.id}: its observations do not begin with a body's "
+                    "positions, as those of gymnasium's task do, so it cannot be drawn; use "
+                    "gail_pixels_ae.py --frames render.")
+            model = env.model
         self.height, self.width = frame_size(image_size, *view)
         self.sizes, self.pixel = [(self.height, self.width)], view[1] / self.height  # metres
         self.obs_shape = envs.single_observation_space.shape
@@ -1156,11 +1165,11 @@ class CapsuleRenderer(nn.Module):
         plane, sphere, capsule = (
             int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
         )
-        self.geoms = np.flatnonzero(model.geom_type != plane)
+        self.geoms = np.flatnonzero((model.geom_type != plane) & (model.geom_rgba[:, 3] > 0))
         for i in self.geoms:
             require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
                     f"'{model.geom(i).name}' is neither capsule nor sphere, which are all that can "
-                    "be drawn; choose another environment.")
+                    "be drawn; use gail_pixels_ae.py --frames render.")
         is_capsule = model.geom_type[self.geoms] == capsule
         self.half_lengths = np.where(is_capsule, model.geom_size[self.geoms, 1], 0.0)[:, None]
         red, _, blue, _ = model.geom_rgba[self.geoms].T
@@ -1244,7 +1253,8 @@ def frames_of(demos: dict, render) -> Tensor:
         require(film.dtype == np.uint8 and film.shape[3:] in ((), (3,)), f"--demos: its frames are "
                 f"{film.dtype} of shape {film.shape}, expected uint8, grey or RGB; convert them.")
         require(film.shape[1:3] in render.sizes, f"--demos: its frames are {film.shape[1:3]} in "
-                f"size, the policy's {render.sizes}; give a film of that size, or --image-size.")
+                f"size, the policy's {render.sizes}; give a film of that size, another "
+                "--image-size, or --frames render.")
         return shrink(film, render.height, render.width)
     require(draws, "--frames render: the demonstrations have no 'frames'; make some by `python "
             "data/demos.py film`.")
@@ -1346,7 +1356,7 @@ def evaluate(nets, render, graphs, task: dict, episodes: int, seed: int, args, s
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
-    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    of 0 is as good as random actions, of 1 as the demonstrations (after Fu et al. 2020,
     https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
     if not np.isfinite(returns).all():
         return {}
@@ -1430,8 +1440,10 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
         (right, "disc/policy_prob", "on the policy"),
     ):
         logged = [row for row in rows if name in row]
-        ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
-    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+        x, y = [row["global_step"] for row in logged], [row[name] for row in logged]
+        ax.plot(x, y, ".-", markersize=3, label=label)
+    if math.isfinite(demos_mean):
+        left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
     left.set(title="Return", xlabel="environment steps", ylabel="true return of an episode")
     right.set(title="Discriminator", xlabel="environment steps", ylabel="mean D", ylim=(0, 1))
     left.legend()
@@ -1439,11 +1451,19 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_first_frames(frames: dict[str, Tensor], path: Path) -> None:
+    """The first frame of each side, for the user to compare cameras."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    for ax, (name, frame) in zip(figure.subplots(1, len(frames)), frames.items()):
+        ax.imshow(frame.cpu(), cmap="gray", vmin=0, vmax=255)
+        ax.set(title=f"{name}: the first frame", xlabel="pixels", ylabel="pixels")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, expert: dict, rollout, path: Path) -> dict[str, float]:
-    """Mean reconstruction errors of 256 frames of each kind, to log. And a picture: frames in the
-    first row, reconstructions in the second, differences in the third; on the left four of the
-    expert's (held out, if there are any), on the right four of the policy's."""
+    """Mean reconstruction errors of 256 frames of each kind, to log. And a picture of four of the
+    expert's (held out, if there are any) and four of the policy's."""
     kinds = {"expert": expert["train_frames"], "heldout": expert["heldout_frames"]}
     kinds["policy"], columns, log = rollout["frame"].flatten(0, 1), [], {}
     for name, frames in kinds.items():
@@ -1454,8 +1474,15 @@ def reconstruct(autoencoder: Autoencoder, expert: dict, rollout, path: Path) -> 
             guesses = autoencoder.decoder(latents)[:, 0] + autoencoder.mean_frame
             for frame, guess in zip(frames[::80] / 255, guesses[::80]):
                 columns.append(torch.cat([frame, guess, guess - frame + 0.5]))
-    picture = 255 * torch.cat(columns[-8:], dim=1).clamp(0, 1)
-    imageio.imwrite(path, picture.byte().cpu().numpy())
+    figure, (height, width) = Figure(figsize=(14, 6), layout="constrained"), frame.shape
+    ax, picture = figure.subplots(), torch.cat(columns[-8:], dim=1)
+    ax.imshow(picture.cpu(), cmap="gray", vmin=0, vmax=1)
+    ax.set_xticks([2 * width, 6 * width], ["demonstrations", "policy"])
+    ax.set_yticks(
+        [height * (row + 0.5) for row in range(3)], ["frame", "reconstruction", "difference"]
+    )
+    ax.axvline(4 * width - 0.5, color="white")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return log
 
 
@@ -1480,8 +1507,10 @@ def record_side_by_side(nets, render, graphs, demos: dict, args: Args, path: Pat
     envs.close()
     length = max(len(left), len(right))  # the shorter one stands still at its end
     left, right = (x[np.arange(length).clip(max=len(x) - 1)] for x in (left, right))
-    gap = np.full((length, left.shape[1], 4), 255, np.uint8)
-    imageio.mimsave(path, list(np.concatenate([left, gap, right], axis=2)), duration=50, loop=0)
+    gap = np.full((length, left.shape[1], 4), 128, np.uint8)
+    film, times = np.concatenate([left, gap, right], axis=2), max(1, 168 // left.shape[1])
+    film = film.repeat(times, axis=1).repeat(times, axis=2)  # small ones larger
+    imageio.mimsave(path, list(film), duration=50, loop=0)
 
 
 def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
@@ -1554,6 +1583,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

@@ -52,7 +52,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
 import mujoco
@@ -130,7 +130,7 @@ class Args:
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # 1 - gamma divides
         at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
-        may_be_zero += " average_share burn_in_steps"
+        may_be_zero += " average_share burn_in_steps"  # all other numbers are more than 0
         check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
         require(torch.cuda.is_available() or not self.cuda, "--cuda was given, but PyTorch sees no "
                 "GPU; drop it (--resume: --no-cuda) or install a CUDA build of torch.")
@@ -243,7 +243,7 @@ class Agent(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Logit (B,) of "this is the expert's" from standardized (s, a) pairs (B, O + A)."""
+    """Logit (...) of "this is the expert's" from standardized (s, a) pairs (..., O + A)."""
 
     def __init__(self, input_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
@@ -301,7 +301,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
-    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
@@ -353,7 +353,8 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 
 @torch.no_grad()
 def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for every parameter."""
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+    (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
         slow_parameter.lerp_(parameter, 1 - polyak)
 
@@ -533,7 +534,7 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
     device = torch.device("cuda" if args.cuda else "cpu")
-    torch.manual_seed(args.seed)  # no result depends on it, but your layers' may
+    torch.manual_seed(args.seed)  # nothing here draws from it, but layers that you add may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, required=["observations", "actions"])
     if args.gamma == 0:  # 1 / (1 - gamma) steps: a tenth of an episode
@@ -623,7 +624,7 @@ def train(args: Args) -> dict[str, float]:
             wandb.log(rows[-1], step=step)
         if last or step % args.checkpoint_interval < batch_size:
             checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
-            checkpoint |= {
+            checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_ppo checkpoint",
                 "args": vars(args),
                 "moments": {name: list(x.moments) for name, x in normalizers.items()},
@@ -848,7 +849,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
-    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    of 0 is as good as random actions, of 1 as the demonstrations (after Fu et al. 2020,
     https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
     if not np.isfinite(returns).all():
         return {}
@@ -921,8 +922,10 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
         (right, "disc/policy_prob", "on the policy"),
     ):
         logged = [row for row in rows if name in row]
-        ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
-    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+        x, y = [row["global_step"] for row in logged], [row[name] for row in logged]
+        ax.plot(x, y, ".-", markersize=3, label=label)
+    if math.isfinite(demos_mean):
+        left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
     left.set(title="Return", xlabel="environment steps", ylabel="true return of an episode")
     right.set(title="Discriminator", xlabel="environment steps", ylabel="mean D", ylim=(0, 1))
     left.legend()
@@ -1000,6 +1003,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

@@ -27,10 +27,11 @@ Where this departs from the papers, and why:
     recent ones preferred. Noise on both keeps D from knowing the imagined ones by their blur. D is
     the probability of *expert*.
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
-    https://arxiv.org/abs/1912.01603). Unlike there, the state that the policy reads is not
-    detached: a step also counts for what it makes of later actions.
+    https://arxiv.org/abs/1912.01603). Unlike in its code, the state that the policy reads is not
+    detached: a step also counts for what it makes of later actions. All imagined steps weigh the
+    same, however late (there by gamma), and the value is fitted to plain squared errors.
  4. KL balance and the scale of returns are DreamerV3's (Hafner et al. 2023,
-    https://arxiv.org/abs/2301.04104), with free nats for the batch instead of each state. The
+    https://arxiv.org/abs/2301.04104v1), with free nats for the batch instead of each state. The
     reconstruction weighs more than there: where an observation has few numbers, the return hangs
     on how precisely they are known.
  5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
@@ -62,7 +63,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import gymnasium as gym
 import mujoco
@@ -80,7 +81,7 @@ from tqdm import tqdm
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 STD_MIN = 0.05  # least standard deviation of latents, and of actions before tanh
 DISC_NOISE = 0.1  # standard deviation of the noise on D's inputs in its updates
-BURN_IN = 2  # first states of a sequence cut out of an episode: their h lacks what came before
+BURN_IN = 2  # no imagining from so many first states of a sequence: h lacks what came before
 SCALE_DECAY = 0.99  # of the running scales that rewards and returns are divided by
 MODEL_GRAD_NORM, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM = 100.0, 1.0, 10.0  # largest norms
 TARGET_RATE = 0.02  # at which the target critic moves to the critic in each update
@@ -166,7 +167,7 @@ class Args:
         at_least = {"total_timesteps": rollout, "sequence_length": BURN_IN + 2, "image_size": 16}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "recent_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef grad_penalty_coef"
-        may_be_zero += " recent_share free_nats representation_coef"
+        may_be_zero += " recent_share free_nats representation_coef"  # others: more than 0
         check_settings(self, may_be_zero, at_least, at_most)
         require(self.obs == "state" or body_of(self.env_id) in CAMERAS, f"--env-id is {self.env_id}"
                 f", but --obs pixels draws {', '.join(CAMERAS)} alone; choose one of these.")
@@ -300,7 +301,7 @@ class WorldModel(nn.Module):
 
     def observe(self, obs: Tensor, actions: Tensor, generator: Generator | None):
         """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of sequences of standardized
-        observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]."""
+        observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]: a_t-1 above."""
         state, states, posteriors = obs.new_zeros(len(obs), self.state_size), [], []
         for action, embedding in zip(actions.unbind(1), self.encoder(obs).unbind(1)):
             state, posterior = self.posterior_step(state, action, embedding, generator)
@@ -469,7 +470,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
-    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
@@ -602,7 +603,7 @@ def pretrain_eyes(eyes: Eyes, envs, demos: dict, args, generator) -> None:
 
 def optimizer_step(optimizer, loss: Tensor, max_norm: float) -> None:
     """One step of an optimizer; nothing but its own parameters gets a gradient."""
-    parameters = optimizer.param_groups[0]["params"]
+    parameters = [x for group in optimizer.param_groups for x in group["params"]]
     optimizer.zero_grad()
     loss.backward(inputs=parameters)
     nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -735,9 +736,9 @@ def train(args: Args) -> dict[str, float]:
     envs = make_envs(demos, args.num_envs, args.threads)
     match_spaces(demos, envs)
     pretraining = RANDOM_STEPS if args.obs == "pixels" else 0  # environment steps
-    batch_size, limit = args.num_envs * args.num_steps, demos["max_episode_steps"]
+    rollout_size, limit = args.num_envs * args.num_steps, demos["max_episode_steps"]
     rounds = math.ceil(args.learning_starts / (args.num_envs * (limit + 1)))  # of whole episodes
-    least = pretraining + batch_size * math.ceil(rounds * limit / args.num_steps)
+    least = pretraining + rollout_size * math.ceil(rounds * limit / args.num_steps)
     require(args.total_timesteps >= least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"{least} or more (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
@@ -754,11 +755,12 @@ def train(args: Args) -> dict[str, float]:
                 "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
                 "flags, or let parse_args read it.")
     rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
-    num_iterations = (args.total_timesteps - pretraining) // batch_size
+    num_iterations = (args.total_timesteps - pretraining) // rollout_size
     finished = args.resume and Path(args.resume).with_name("summary.json").exists()
     require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
-    run_dir = open_run("gail_rssm", args, saved["wandb_id"])
+    if not args.resume:
+        run_dir = open_run("gail_rssm", args, None)  # before minutes of pretraining
     start = time.perf_counter() - seconds
 
     if eyes and not args.resume:
@@ -784,6 +786,7 @@ def train(args: Args) -> dict[str, float]:
         for name, x in saved["replay"].items():
             replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
         generator.set_state(saved["generator"])
+        run_dir = open_run("gail_rssm", args, saved["wandb_id"])  # it is whole, and fits
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
     steps_left = torch.from_numpy(limit - demos["lengths"])
@@ -820,14 +823,14 @@ def train(args: Args) -> dict[str, float]:
             policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
 
-        step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
+        step, last = pretraining + (iteration + 1) * rollout_size, iteration == num_iterations - 1
         losses = [name for name in log if name.startswith(("losses/", "disc/", "model/"))]
         bad = [name for name in losses if not math.isfinite(log[name])]
         finite = all(x.isfinite().all() for net in nets.values() for x in net.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
                 f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
                 "(the last checkpoint is older).")
-        if last or step % args.eval_interval < batch_size:  # passed a multiple
+        if last or step % args.eval_interval < rollout_size:  # passed a multiple
             returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
@@ -838,9 +841,9 @@ def train(args: Args) -> dict[str, float]:
         rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
-        if last or step % args.checkpoint_interval < batch_size:
+        if last or step % args.checkpoint_interval < rollout_size:
             checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
-            checkpoint |= {
+            checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_rssm checkpoint",
                 "args": vars(args),
                 "replay": {name: x[: replay.size].clone() for name, x in replay.columns.items()},
@@ -852,9 +855,7 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            policy = {"kind": "gail_rssm policy", "agent": agent.state_dict()}
-            shapes = ("obs", "latent_dim", *(x for x in vars(args) if x.endswith("_size")))
-            policy["shapes"] = {name: getattr(args, name) for name in shapes}
+            policy = {"kind": "gail_rssm policy", "args": vars(args), "agent": agent.state_dict()}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
@@ -1035,9 +1036,18 @@ class CapsuleRenderer(nn.Module):
 
     def __init__(self, envs, image_size: int, threads: int):
         super().__init__()
-        fast = isinstance(envs, BatchHalfCheetah)
-        model = envs.model if fast else envs.envs[0].unwrapped.model
         *view, self.look_at_height, degrees, self.unobserved = CAMERAS[body_of(envs.spec.id)]
+        if isinstance(envs, BatchHalfCheetah):
+            model = envs.model
+        else:
+            (obs, _), env = envs.envs[0].reset(), envs.envs[0].unwrapped
+            data = getattr(env, "data", None)  # MuJoCo's, or not
+            positions = data.qpos[self.unobserved :] if isinstance(data, mujoco.MjData) else []
+            same = 0 < len(positions) <= len(obs) and np.allclose(obs[: len(positions)], positions)
+            require(same, f"--env-id {envs.spec.id}: its observations do not begin with a body's "
+                    "positions, as those of gymnasium's task do, so it cannot be drawn; use "
+                    "gail_pixels_ae.py --frames render.")
+            model = env.model
         self.height, self.width = frame_size(image_size, *view)
         self.sizes, self.pixel = [(self.height, self.width)], view[1] / self.height  # metres
         self.obs_shape = envs.single_observation_space.shape
@@ -1049,11 +1059,11 @@ class CapsuleRenderer(nn.Module):
         plane, sphere, capsule = (
             int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
         )
-        self.geoms = np.flatnonzero(model.geom_type != plane)
+        self.geoms = np.flatnonzero((model.geom_type != plane) & (model.geom_rgba[:, 3] > 0))
         for i in self.geoms:
             require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
                     f"'{model.geom(i).name}' is neither capsule nor sphere, which are all that can "
-                    "be drawn; choose another environment.")
+                    "be drawn; use gail_pixels_ae.py --frames render.")
         is_capsule = model.geom_type[self.geoms] == capsule
         self.half_lengths = np.where(is_capsule, model.geom_size[self.geoms, 1], 0.0)[:, None]
         red, _, blue, _ = model.geom_rgba[self.geoms].T
@@ -1157,7 +1167,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     """What to log of an evaluation's returns (E,), if the environment has any. A normalized score
-    of 0 is as good as random actions, of 1 as the demonstrations (Fu et al. 2020,
+    of 0 is as good as random actions, of 1 as the demonstrations (after Fu et al. 2020,
     https://arxiv.org/abs/2004.07219); it is left out where those are no better."""
     if not np.isfinite(returns).all():
         return {}
@@ -1185,8 +1195,10 @@ def final_evaluation(agent: RSSMAgent, task: dict, args: Args, path: Path) -> li
 def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_rssm policy")
+    require(saved["args"].keys() == vars(Args()).keys(), f"--evaluate {path}: another version of "
+            "this script wrote it; give a file of this one.")
     weights = saved["agent"]
-    bounds, args, eyes = weights["standardize_action.mean"].numpy(), Args(**saved["shapes"]), None
+    bounds, args, eyes = weights["standardize_action.mean"].numpy(), Args(**saved["args"]), None
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
     if args.obs == "pixels":
         render = CapsuleRenderer(make_envs(saved, 1, 1), args.image_size, 1)
@@ -1232,8 +1244,10 @@ def plot_curves(rows: list[dict], demos_mean: float, path: Path) -> None:
         (right, "disc/policy_prob", "on the policy"),
     ):
         logged = [row for row in rows if name in row]
-        ax.plot([row["global_step"] for row in logged], [row[name] for row in logged], label=label)
-    left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
+        x, y = [row["global_step"] for row in logged], [row[name] for row in logged]
+        ax.plot(x, y, ".-", markersize=3, label=label)
+    if math.isfinite(demos_mean):
+        left.axhline(demos_mean, color="black", linestyle="--", label="demonstrations")
     left.set(title="Return", xlabel="environment steps", ylabel="true return of an episode")
     right.set(title="Discriminator", xlabel="environment steps", ylabel="mean D", ylim=(0, 1))
     left.legend()
@@ -1353,6 +1367,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

@@ -52,7 +52,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import plotly.graph_objects as go
@@ -193,8 +193,8 @@ class ActorCritic(nn.Module):
 
 
 class PairDiscriminator(nn.Module):
-    """Logit (B,) of "this is the expert's" from pairs (B, X): the observation beside the executed
-    action, a one-hot move or a velocity."""
+    """Logit (...) of "this is the expert's" from pairs (..., X): the observation beside the
+    executed action, a one-hot move or a velocity."""
 
     def __init__(self, continuous: bool, hidden_size: int, generator: Generator):
         super().__init__()
@@ -238,7 +238,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
-    The logit of the best D is log p_expert(s, a) - log p_policy(s, a) (Goodfellow et al. 2014,
+    The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
@@ -864,6 +864,8 @@ def check_settings(args, may_be_zero: str, at_least: dict, at_most: dict) -> Non
     """UserError unless each setting has its type, or is one of its choices, and each number is
     positive, or 0 where it may be, and within its limits."""
     for name, kind in type(args).__annotations__.items():
+        if kind not in (bool, int, float, str) and get_origin(kind) is not Literal:
+            continue  # a kind that you added: check it yourself
         x, flag, choices = getattr(args, name), f"--{name.replace('_', '-')}", get_args(kind)
         good = x in choices or type(x) is kind or (kind is float and type(x) is int)
         expected = f"one of {', '.join(choices)}" if choices else f"a plain {kind.__name__}"

@@ -527,8 +527,31 @@ MUTANTS = [
         "nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)",
         "pass",
     ),
+    (
+        "gail_rssm",
+        "parameters of an optimizer's second group rest",
+        '[x for group in optimizer.param_groups for x in group["params"]]',
+        'optimizer.param_groups[0]["params"]',
+    ),
+    (
+        "bc",
+        "layers that somebody adds rest",
+        '[x for name, x in policy.named_parameters() if name != "log_std"]',
+        "list(policy.net.parameters())",
+    ),
+    ("gail_pixels_ae", "what is invisible is drawn", " & (model.geom_rgba[:, 3] > 0)", ""),
+    (
+        "gail_pixels_ae",
+        "whatever an observation begins with is drawn",
+        "np.allclose(obs[: len(positions)], positions)",
+        "True",
+    ),
+    ("gail_pixels_ae", "alpha counts as a colour", "piece[..., :3].float()", "piece.float()"),
+    ("data/film", "times of a GIF are rounded down", "round(time / picture_ms)", "int(time / picture_ms)"),
 ]
 EXTRA = {
+    "alpha counts as a colour": "films",
+    "times of a GIF are rounded down": "films",
     "gradients added over processes, not averaged": "processes",
     "rewards after an episode's end count": "films",
     "rewards normalized by each process alone": "processes",

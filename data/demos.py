@@ -81,6 +81,7 @@ class Film:
     max_episode_steps: int = 0  # its time limit (0: the longest video's length)
     terminated: bool = False  # the videos end because the task did, not by a time limit
     image_size: int = 56  # shorter side of a frame in pixels, a multiple of 8
+    picture_ms: float = 0.0  # of a .gif with merged pictures: the time of one, 1000 / (pictures/s)
 
 
 # Demonstration sets
@@ -182,9 +183,12 @@ def inspect(args: Inspect) -> None:
         print(f"  {name:21}{value}")
     if "rewards" in arrays or "actions" in arrays:
         draw(arrays, known, args.figure)
-        print(f"figure: {args.figure}")
+    elif "frames" in arrays:
+        draw_film(arrays["frames"][: lengths[0] + 1], args.figure)
     else:
-        print("no figure: there are neither rewards nor actions")
+        print("no figure: there are neither rewards, actions nor frames")
+        return
+    print(f"figure: {args.figure}")
 
 
 def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
@@ -204,6 +208,21 @@ def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
         right.set(xlabel="action", ylabel="steps")
     elif "actions" in arrays:
         right.violinplot(list(arrays["actions"].T.astype(np.float64)), showextrema=False)
+    save(figure, path)
+
+
+def draw_film(frames: np.ndarray, path: str) -> None:
+    """Eight frames of an episode (T + 1, H, W) or (T + 1, H, W, 3), from first to last."""
+    figure = Figure(figsize=(14, 2.4), layout="constrained")
+    steps = np.linspace(0, len(frames) - 1, 8).astype(int)
+    for ax, step in zip(figure.subplots(1, 8), steps):
+        ax.imshow(frames[step], cmap="gray", vmin=0, vmax=255)
+        ax.set_title(f"after step {step}")
+        ax.set_axis_off()
+    save(figure, path)
+
+
+def save(figure: Figure, path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=120, format=Path(path).suffix[1:] or "none")
@@ -453,8 +472,12 @@ def make_film(args: Film) -> None:
     flag = "--source" if args.source else "--videos"
     if bool(args.source) == bool(args.videos) or bool(args.source) == bool(args.env_id):
         raise UserError(f"film: give --videos and --env-id, or --source alone; {SEE}.")
-    if Path(args.target).suffix != ".npz" or args.image_size < 8 or args.image_size % 8:
-        raise UserError(f"film: --target must end in .npz, --image-size is a multiple of 8; {SEE}.")
+    if Path(args.target).suffix != ".npz" or args.image_size < 16 or args.image_size % 8:
+        raise UserError(f"film: --target must end in .npz, --image-size is a multiple of 8, 16 or "
+                        f"more; {SEE}.")
+    if args.picture_ms and args.picture_ms < 20:
+        raise UserError(f"--picture-ms is {args.picture_ms:g}, expected 20 or more (a .gif counts "
+                        "in 10 ms); make a folder of .png instead.")
     if args.terminated and not args.max_episode_steps:  # ends count by the time left until it
         raise UserError(f"film: --terminated needs the task's --max-episode-steps; {SEE}.")
     try:
@@ -465,7 +488,9 @@ def make_film(args: Film) -> None:
             arrays = film.render_set(arrays, metadata["env_id"], args.image_size)
             metadata = {name: metadata[name] for name in ("env_id", "max_episode_steps")}
         else:
-            arrays = film.read_videos(args.videos, args.terminated, args.image_size)
+            arrays = film.read_videos(
+                args.videos, args.terminated, args.image_size, args.picture_ms
+            )
             limit = args.max_episode_steps or int(arrays["lengths"].max())
             metadata = {"env_id": args.env_id, "max_episode_steps": limit}
         check_fields(arrays, metadata["max_episode_steps"])

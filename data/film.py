@@ -1,5 +1,6 @@
 """Films as demonstrations, for `demos.py film`: read videos, or render a set's episodes anew."""
 
+import importlib.util
 import re
 import warnings
 from collections.abc import Iterable
@@ -37,43 +38,50 @@ def in_order(file: Path) -> list:
     return [int(x) if x.isdecimal() else x for x in re.split("([0-9]+)", file.name)]
 
 
-def read_gif(path: str) -> Iterable[np.ndarray]:
-    """Who writes a GIF makes one picture of several that are alike, and shows it for longer. So each
-    is repeated as often as the shortest time fits its own."""
+def read_gif(path: str, picture_ms: float) -> Iterable[np.ndarray]:
+    """Who writes a GIF makes one picture of several that are alike, and shows it for longer. Each
+    is repeated as often as picture_ms, the time of one, fits its own. A file cannot tell that time:
+    it counts in 10 ms, and 33 ms are 30 there, but 20 times as long are 660."""
     with imageio.get_reader(path) as reader:
         pictures = list(reader)
         times = [reader.get_meta_data(i).get("duration") or 0 for i in range(len(pictures))]
-    if min(times) > 0:
-        pictures = [x for x, time in zip(pictures, times) for _ in range(round(time / min(times)))]
-    if len(pictures) > len(times):
-        print(f"{path}: {len(times)} pictures, some of which stay, make {len(pictures)}")
+    if min(times) == 0:
+        print(f"{path}: {len(pictures)} pictures, a step each: it does not tell how long one stays")
+        return pictures
+    if not picture_ms and len(set(times)) > 1:
+        raise ValueError("its pictures stay for different times, since equal ones are merged in a "
+                         ".gif; give --picture-ms, the time of one")
+    if picture_ms:
+        repeats = [max(1, round(time / picture_ms)) for time in times]
+        pictures = [x for x, count in zip(pictures, repeats) for _ in range(count)]
+        print(f"{path}: {len(times)} pictures make {len(pictures)} of {picture_ms:g} ms")
     return pictures
 
 
-def read_video(path: str) -> Iterable[np.ndarray]:
+def read_video(path: str, picture_ms: float) -> Iterable[np.ndarray]:
     """Its pictures, one after the other. ValueError or what imageio raises if it is no video."""
+    ending = Path(path).suffix.lower()
     if Path(path).is_dir():
-        files = sorted(Path(path).glob("*.png"), key=in_order)
+        files = [file for file in Path(path).iterdir() if file.suffix.lower() == ".png"]
         if not files:
             raise ValueError("a folder without .png files")
-        yield from (imageio.imread(file) for file in files)
-    elif Path(path).suffix == ".gif":
-        yield from read_gif(path)
-    elif Path(path).suffix == ".mp4":
+        yield from (imageio.imread(file) for file in sorted(files, key=in_order))
+    elif ending == ".gif":
+        yield from read_gif(path, picture_ms)
+    elif ending == ".mp4":
+        if importlib.util.find_spec("imageio_ffmpeg") is None:
+            raise ValueError("an .mp4 needs pip install 'imageio[ffmpeg]'")
         with imageio.get_reader(path) as reader:
             yield from reader
     else:
         raise ValueError(f"expected {VIDEOS}")
 
 
-def read_videos(paths: list[str], terminated: bool, image_size: int) -> dict:
+def read_videos(paths: list[str], terminated: bool, image_size: int, picture_ms: float) -> dict:
     """Arrays of a set in which each video is an episode."""
     films = []
     for path in paths:
-        try:
-            film = np.array([shrink(picture, image_size) for picture in read_video(path)])
-        except ImportError as error:
-            raise ValueError(f"{path}: {error}; for .mp4, pip install 'imageio[ffmpeg]'") from None
+        film = np.array([shrink(picture, image_size) for picture in read_video(path, picture_ms)])
         if len(film) < 2:
             raise ValueError(f"{path}: expected two pictures or more")
         if films and film.shape[1:] != films[0].shape[1:]:

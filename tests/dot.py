@@ -40,6 +40,14 @@ class Moves(Dot):
 gym.register("Moves-v0", Moves)
 
 
+class Grey(Dot):
+    def render(self):
+        return super().render().mean(-1).round().astype(np.uint8)
+
+
+gym.register("Grey-v0", Grey)
+
+
 def film(episodes: int, steps: int, size=(32, 56)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames (L + E, h, w, 3), lengths and terminated (E,) of a demonstrator that pushes to the right."""
     env, frames, lengths, ends = Dot("rgb_array", size), [], [], []

@@ -1056,3 +1056,19 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
 @pytest.mark.parametrize("flag", ["--anneal-lr=False", "--no-anneal-lr", "--anneal_lr=False"])
 def test_booleans_as_a_sweep_agent_writes_them(flag):
     assert bc.parse_args([flag]).anneal_lr is False
+
+
+def test_layers_that_somebody_adds_to_the_policy_are_trained_too(tmp_path, monkeypatch, no_episodes):
+    class Deeper(bc.Policy):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.scale = torch.nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    monkeypatch.setattr(bc, "Policy", Deeper)
+    monkeypatch.setattr(bc, "report", lambda *args: {})
+    args = bc.parse_args([*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path), "--run-name", "a"])
+    bc.train(args)
+    assert (weights(tmp_path / "a/checkpoint.pt")["scale"] != 1).all()

@@ -33,6 +33,23 @@ def test_importing_does_nothing_and_help_explains_every_flag(name, capsys, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, "collect_expert_sac"])
+def test_flags_of_other_kinds_may_be_added(name):
+    """By somebody who copies the script: what is not known is not checked, and does no harm."""
+    script = importlib.import_module(name)
+
+    @dataclasses.dataclass
+    class Mine(script.Args):
+        hidden_sizes: tuple[int, ...] = (64, 64, 64)
+        target_kl: float | None = None
+        steps: int = 0
+
+    args = Mine()
+    with pytest.raises(script.UserError, match="--steps is 0, expected a number, more than 0"):
+        script.check_settings(args, "", {}, {})
+    script.check_settings(Mine(steps=1), " ".join(vars(args)), {}, {})
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_boolean_has_both_forms(name):
     script = importlib.import_module(name)

@@ -25,8 +25,8 @@ MINI += "--checkpoint-interval 80"
 def write_film(path, **replaced) -> str:
     frames, lengths, ends = dot.film(4, 12)
     fields = {"frames": frames, "lengths": lengths, "terminated": ends, "truncated": ~ends}
-    metadata = {"env_id": "dot:Dot-v0", "max_episode_steps": 12}
-    np.savez(path, **{k: v for k, v in (fields | replaced).items() if v is not None}, metadata=json.dumps(metadata))
+    fields["metadata"] = json.dumps({"env_id": "dot:Dot-v0", "max_episode_steps": 12})
+    np.savez(path, **{k: v for k, v in (fields | replaced).items() if v is not None})
     return str(path)
 
 
@@ -50,13 +50,23 @@ def test_pictures_are_averaged_to_grey():
     assert np.array_equal(script.shrink(grey, 6, 8), grey)
 
 
+def test_pictures_with_alpha_are_as_without():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 4), dtype=np.uint8)
+    assert torch.equal(script.shrink(pictures, 3, 2), script.shrink(pictures[..., :3].copy(), 3, 2))
+
+
+def test_what_is_rendered_may_be_grey(tmp_path):
+    metadata = json.dumps({"env_id": "dot:Grey-v0", "max_episode_steps": 12})
+    summary = run(tmp_path, "--env-id", "dot:Grey-v0", metadata=metadata)
+    assert math.isfinite(summary["eval/return_mean"])
+
+
 def test_a_run_learns_from_a_film_and_its_files_tell(tmp_path):
     summary = run(tmp_path)
     assert math.isfinite(summary["eval/return_mean"]) and "eval/normalized_score" not in summary  # no rewards known
-    first = script.imageio.imread(tmp_path / "run/first_frames.png")
-    assert first.shape == (16, 64)  # 32 pixels each: as wide as 32 x 56 pictures are, in eights
-    film = script.imageio.mimread(tmp_path / "run/policy.gif")
-    assert film[0].shape[:2] == (16, 32 + 4 + 32) and 1 < len(film) <= 12
+    film = script.imageio.mimread(tmp_path / "run/policy.gif")  # ten times as large
+    assert film[0].shape[:2] == (160, 10 * (32 + 4 + 32)) and 1 < len(film) <= 12
+    assert np.array_equal(film[0][::10, ::10].repeat(10, axis=0).repeat(10, axis=1), film[0])
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["gamma"] == 0.9  # the demonstrations have 12 steps at most
     evaluation = np.load(tmp_path / "run/evaluation.npz")
@@ -176,15 +186,20 @@ def test_mistakes_are_one_sentence(tmp_path, flags, replaced, told, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_film_of_a_known_body_can_stand_beside_drawn_frames(tmp_path, demo_file, capsys):
+def test_a_film_of_a_known_body_can_stand_beside_drawn_frames(tmp_path, demo_file, capsys, monkeypatch):
     """The set has frames of the size that the script draws, and nothing else."""
+    shown, plot = [], script.plot_first_frames
+    monkeypatch.setattr(script, "plot_first_frames", lambda frames, path: shown.append(frames) or plot(frames, path))
     frames = np.random.default_rng(0).integers(0, 256, (15, 16, 24), dtype=np.uint8)
     demos = demo_file(frames=frames, observations=None, actions=None, rewards=None)
     flags = [x for x in MINI.split() if x not in ("--env-id", "dot:Dot-v0", "--frames", "render")]
     flags += ["--demos", demos, "--output-dir", str(tmp_path), "--ae-batch-size", "8"]
     script.main([*flags, "--run-name", "run"])
-    first = script.imageio.imread(tmp_path / "run/first_frames.png")
-    assert np.array_equal(first[:, :24], frames[0])
+    assert np.array_equal(shown[0]["expert"], frames[0])
+    policy = shown[0]["policy"]
+    assert policy.shape == (16, 24) and (policy[0] == 0).all() and policy.max() > 150  # the sky, a body
+    picture = script.imageio.imread(tmp_path / "run/first_frames.png")
+    assert picture.shape[1] > 1000 and picture.std() > 10  # large, and not empty
     with pytest.raises(SystemExit):
         script.main([*flags, "--policy-obs", "state", "--run-name", "other"])
     assert "to normalize states by" in capsys.readouterr().err
@@ -216,7 +231,7 @@ def test_videos_become_a_set_that_a_run_learns_from(tmp_path, tool, capsys):
     (tmp_path / "pictures").mkdir()
     for i, picture in enumerate(pictures[0]):
         script.imageio.imwrite(tmp_path / f"pictures/{i:03}.png", picture)
-    script.imageio.mimsave(tmp_path / "b.gif", list(pictures[1]))
+    script.imageio.mimsave(tmp_path / "b.gif", list(pictures[1]), duration=50)
     videos = [str(tmp_path / "pictures"), str(tmp_path / "b.gif")]
     target = str(tmp_path / "film.npz")
     tool.main(["film", "--videos", *videos, "--env-id", "dot:Dot-v0", "--image-size", "16", "--target", target])
@@ -230,6 +245,7 @@ def test_videos_become_a_set_that_a_run_learns_from(tmp_path, tool, capsys):
     assert np.abs(arrays["frames"][first:].astype(int) - expected[first:]).max() < 4  # a GIF's colours are few
     tool.main(["inspect", "--demos", target, "--figure", str(tmp_path / "a.png")])
     assert "16 x 32 pixels" in capsys.readouterr().out
+    assert script.imageio.imread(tmp_path / "a.png").std() > 10
     demos = ["--demos", target, "--output-dir", str(tmp_path), "--run-name", "run", "--no-capture-video"]
     script.main([*MINI.split(), *demos])
     assert (tmp_path / "run/summary.json").exists()
@@ -239,6 +255,10 @@ def test_videos_become_a_set_that_a_run_learns_from(tmp_path, tool, capsys):
     "flags, told",
     [
         ("--videos {}/nothing.gif --env-id Dot-v0 --target {}/a.npz", "nothing.gif"),
+        ("--videos {}/still.gif --env-id Dot-v0 --target {}/a.npz", "give --picture-ms, the time of one"),
+        ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.npz --picture-ms 8", "--picture-ms is 8, expected 20 or"),
+        ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.npz --image-size 8", "a multiple of 8, 16 or more"),
+        ("--videos {}/x.MP4 --env-id Dot-v0 --target {}/a.npz", "needs pip install 'imageio[ffmpeg]'"),
         ("--videos {}/x.avi --env-id Dot-v0 --target {}/a.npz", "expected a folder of .png"),
         ("--videos {} --env-id Dot-v0 --target {}/a.npz", "a folder without .png files"),
         ("--videos {}/one.gif --env-id Dot-v0 --target {}/a.npz", "expected two pictures or more"),
@@ -250,8 +270,10 @@ def test_videos_become_a_set_that_a_run_learns_from(tmp_path, tool, capsys):
         ("--videos {}/two.gif --env-id Dot-v0 --target {}/a.npz --terminated", "needs the task's --max-episode-steps"),
     ],
 )
-def test_films_that_cannot_be_made_are_one_sentence(tmp_path, tool, demo_file, flags, told, capsys):
+def test_films_that_cannot_be_made_are_one_sentence(tmp_path, tool, demo_file, flags, told, capsys, monkeypatch):
+    monkeypatch.setattr(tool.film.importlib.util, "find_spec", lambda name: None)  # no imageio_ffmpeg
     frames, *_ = dot.film(1, 2)
+    script.imageio.mimsave(tmp_path / "still.gif", list(frames[[0, 1, 1, 1]]), duration=50)
     script.imageio.mimsave(tmp_path / "two.gif", list(frames))
     script.imageio.mimsave(tmp_path / "one.gif", list(frames[:1]))
     demo_file("states.npz", actions=None)
@@ -297,9 +319,9 @@ def test_what_the_environment_renders_of_a_set_is_what_a_policy_would_see(tmp_pa
     assert len(set(filmed["frames"][:, 0, 0].tolist())) > 3  # they do differ
 
 
-def film_of(tmp_path, tool, video) -> list[int]:
+def film_of(tmp_path, tool, video, *flags) -> list[int]:
     """First pixels of the frames that the tool makes of a video."""
-    flags = ["--videos", str(video), "--env-id", "dot:Dot-v0", "--image-size", "8"]
+    flags = ["--videos", str(video), "--env-id", "dot:Dot-v0", "--image-size", "16", *flags]
     tool.main(["film", *flags, "--target", str(tmp_path / "film.npz")])
     with np.load(tmp_path / "film.npz") as file:
         return file["frames"][:, 0, 0].tolist()
@@ -316,11 +338,20 @@ def test_pictures_come_in_the_order_of_their_numbers(tmp_path, tool):
     assert film_of(tmp_path, tool, tmp_path / "p") == list(range(0, 120, 10))
 
 
-def test_a_gif_shows_what_stands_still_for_as_long(tmp_path, tool, capsys):
-    values = [0, 50, 50, 50, 100, 150]
-    script.imageio.mimsave(tmp_path / "a.gif", [grey(x, 3) for x in values], duration=50)
-    assert film_of(tmp_path, tool, tmp_path / "a.gif") == pytest.approx(values, abs=3)
-    assert "4 pictures, some of which stay, make 6" in capsys.readouterr().out
+@pytest.mark.parametrize("picture_ms", [20, 1000 / 30, 1000 / 24, 50])
+def test_a_gif_shows_what_stands_still_for_as_long(tmp_path, tool, capsys, picture_ms):
+    """Also where pictures do not last whole hundredths of a second, which is what a file counts in."""
+    values = [0, *[50] * 3, 100, *[150] * 27, 200, *[0] * 61]
+    script.imageio.mimsave(tmp_path / "a.GIF", [grey(x, 3) for x in values], duration=picture_ms)
+    frames = film_of(tmp_path, tool, tmp_path / "a.GIF", "--picture-ms", str(picture_ms))
+    assert frames == pytest.approx(values, abs=3)
+    assert "6 pictures make 94 of" in capsys.readouterr().out
+
+
+def test_a_gif_that_tells_no_times_has_a_step_a_picture(tmp_path, tool, capsys):
+    script.imageio.mimsave(tmp_path / "a.gif", [grey(x, 3) for x in (0, 50, 50, 100)])
+    assert film_of(tmp_path, tool, tmp_path / "a.gif") == pytest.approx([0, 50, 100], abs=3)
+    assert "3 pictures, a step each: it does not tell how long one stays" in capsys.readouterr().out
 
 
 def test_pictures_of_other_kinds_are_grey_or_refused(tmp_path, tool, capsys):

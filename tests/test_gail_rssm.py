@@ -784,6 +784,40 @@ def test_a_finished_run_goes_on_longer(tmp_path):
     assert rates == pytest.approx([8e-4 * (1 - x) for x in (0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6)])
 
 
+def test_a_checkpoint_of_other_networks_leaves_a_finished_run_as_it_was(tmp_path):
+    """Somebody copied the script, changed its networks and resumes with the copy."""
+    run(tmp_path, "a")
+    checkpoint = tmp_path / "a/checkpoint.pt"
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["agent"]["model.end.0.weight"]
+    torch.save(saved, checkpoint)
+    before = {name: (tmp_path / "a" / name).read_text() for name in ("summary.json", "config.json")}
+    with pytest.raises(RuntimeError, match="model.end.0.weight"):
+        r.main(["--resume", str(checkpoint), "--total-timesteps", "3000"])
+    assert before == {name: (tmp_path / "a" / name).read_text() for name in before}
+
+
+def test_a_policy_keeps_all_settings_of_its_networks(tmp_path, monkeypatch, capsys):
+    """Also those that a copy adds, or whose defaults it changes."""
+    run(tmp_path, "a", "--stoch-size", "3")
+    path = tmp_path / "a/policy.pt"
+    saved = r.load_agent(str(path))[1]
+    assert saved["args"] == json.loads((tmp_path / "a/config.json").read_text())
+    assert saved["args"]["stoch_size"] == 3
+    del saved["args"]["horizon"]
+    torch.save(saved, path)
+    with pytest.raises(SystemExit) as stopped:
+        r.main(["--evaluate", str(path)])
+    assert stopped.value.code == 2 and "another version of this script wrote it" in capsys.readouterr().err
+
+
+def test_an_optimizer_may_have_several_groups():
+    one, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [one]}, {"params": [other], "lr": 0.5}], 0.1)
+    r.optimizer_step(optimizer, (one + 2 * other).sum(), math.inf)
+    assert torch.equal(one, torch.full((2,), 0.9)) and torch.equal(other, torch.full((2,), 0.0))
+
+
 def test_actions_and_rewards_of_the_demonstrations_change_nothing(tmp_path):
     fields, rows = make_demo_fields((30, 20, 40)), []
     for name, change in (("with", {}), ("without", {"actions": None, "rewards": np.full(90, np.nan, np.float32)})):
