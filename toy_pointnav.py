@@ -71,7 +71,7 @@ VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is 
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
-FISHER_STRIDE = 5  # TRPO's Fisher matrix: of every fifth state (of all worlds, if 5 divides no N)
+FISHER_STRIDE = 5  # TRPO's Fisher matrix: of every fifth state (of all worlds, unless 5 divides N)
 STEP_SIZE, GOAL_RADIUS, MAX_EPISODE_STEPS = 0.2, 0.12, 60  # of the world
 MOVES = np.array([[0, 0], [0, 1], [0, -1], [-1, 0], [1, 0]], np.float64)
 ACTION_NAMES = ["stay", "up", "down", "left", "right"]
@@ -242,7 +242,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
     the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are: ends that nobody demonstrated pay nothing."""
+    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
     policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
@@ -629,8 +629,8 @@ def make_expert(continuous: bool, seed: int) -> Callable:
 def play_episodes(act: Callable, episodes: int, seed: int, continuous: bool) -> dict:
     """One episode in each of E worlds. The same seed gives the same starts, whoever acts. -> "obs"
     (T + 1, E, 2), final ones included; "actions" (T, E, ...), as executed; "rewards" (T, E);
-    "running" (T, E), False after an episode's end, where observations and actions mean nothing;
-    "return", "length", "success" (E,)."""
+    "terminated" (T, E), at the goal; "running" (T, E), False after an episode's end, where
+    observations and actions mean nothing; "return", "length", "success" (E,)."""
     envs, running = PointNav(episodes, continuous), np.ones(episodes, bool)
     obs, _ = envs.reset(seed=seed)
     all_obs, steps = [obs], []
@@ -639,9 +639,10 @@ def play_episodes(act: Callable, episodes: int, seed: int, continuous: bool) -> 
         obs, reward, terminated, truncated, info = envs.step(actions)
         all_obs.append(info["final_obs"])
         steps.append({"actions": actions, "rewards": reward * running, "running": running})
+        steps[-1]["terminated"] = terminated & running
         running = running & ~(terminated | truncated)
     played = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
-    played |= {"obs": np.stack(all_obs), "success": (played["rewards"] > 0).any(axis=0)}
+    played |= {"obs": np.stack(all_obs), "success": played["terminated"].any(axis=0)}
     played |= {"return": played["rewards"].sum(axis=0), "length": played["running"].sum(axis=0)}
     return played
 

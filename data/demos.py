@@ -46,6 +46,8 @@ ALLOWED = {  # what a pickle may ask for: numpy's arrays and scalars, before and
     ("_codecs", "encode"),
 }
 PICKLE, HDF5 = (".pkl", ".pickle"), (".hdf5", ".h5")
+FIELDS = {"observations", "actions", "rewards", "terminated", "truncated", "lengths", "frames"}
+FIELDS |= {"qpos", "qvel"}
 SEE = "see docs/own_demonstrations.md"
 KINDS = "a .npz, a .pkl, an .hdf5, a folder of imitation's or minari:<dataset id>"
 
@@ -96,9 +98,11 @@ def reason(error: Exception) -> str:
 def check_fields(arrays: dict[str, np.ndarray], limit: int) -> None:
     """ValueError or KeyError unless the arrays are those of a set."""
     lengths = arrays["lengths"]
-    whole = lengths.dtype.kind == "i" and lengths.ndim == 1 and lengths.size > 0
-    if not (whole and lengths.min() >= 1):
-        raise ValueError("'lengths' are not those of episodes, each of 1 step or more")
+    if lengths.size == 0:
+        raise ValueError("it holds no episodes")
+    if lengths.dtype.kind != "i" or lengths.ndim != 1 or lengths.min() < 1:
+        found = f"'lengths' is {lengths.dtype} of shape {lengths.shape}, from {lengths.min()}"
+        raise ValueError(f"{found}, expected (E,) int64, each episode of 1 step or more")
     if lengths.max() > limit:
         longest = lengths.max()
         raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
@@ -117,7 +121,12 @@ def check_fields(arrays: dict[str, np.ndarray], limit: int) -> None:
         has_rows = array.ndim in dimensions.get(name, (2,)) and len(array) == rows[name]
         if array.dtype.kind not in "fbiu" or not has_rows:
             found = f"{array.dtype} of shape {array.shape}"
-            raise ValueError(f"'{name}' is {found}, expected {rows[name]} rows of numbers")
+            rewards = f"numbers of shape ({rows[name]},)"
+            wanted = rewards if name == "rewards" else f"{rows[name]} rows of numbers"
+            raise ValueError(f"'{name}' is {found}, expected {wanted}")
+        if name == "actions" and array.ndim == 1 and array.dtype.kind == "f":
+            raise ValueError("'actions' are fractions of shape (L,), expected (L, A), or whole "
+                             "numbers where they are discrete")
         if name != "rewards" and not np.isfinite(array).all():  # those may be unknown
             raise ValueError(f"'{name}' holds NaN or infinity")
 
@@ -127,7 +136,11 @@ def read_set(path: str, flag: str) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        metadata = json.loads(str(arrays.pop("metadata")))
+        metadata = arrays.pop("metadata")
+        try:
+            metadata = json.loads(str(metadata))
+        except json.JSONDecodeError:
+            raise ValueError("its metadata is no JSON, as json.dumps makes it") from None
         if not isinstance(metadata, dict) or not isinstance(metadata["max_episode_steps"], int):
             raise ValueError("its metadata has no max_episode_steps that is a whole number")
         check_fields(arrays, metadata["max_episode_steps"])
@@ -136,7 +149,9 @@ def read_set(path: str, flag: str) -> tuple[dict[str, np.ndarray], dict]:
         problem = f"the field {error} is missing"
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         problem = reason(error)
-    raise UserError(f"{flag} {path}: {problem}; see data/README.md.")
+        if "pickle" in problem:  # numpy's advice is to trust it
+            problem = "no .npz, or of objects; expected arrays of numbers, and metadata as JSON"
+    raise UserError(f"{flag} {path}: {problem}; {SEE}.")
 
 
 def returns_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -161,7 +176,7 @@ def inspect(args: Inspect) -> None:
     terminated, truncated = arrays["terminated"].sum(), arrays["truncated"].sum()
     rows = {
         "file": args.demos,
-        "environment": f"{metadata.get('env_id')}, at most {limit} steps an episode",
+        "environment": f"{metadata.get('env_id', 'not named')}, at most {limit} steps an episode",
         "episodes": f"{len(lengths)}, of {lengths.min()} to {lengths.max()} steps",
         "return": earned,
         "ended by": f"termination {terminated}, time limit {truncated}",
@@ -179,6 +194,8 @@ def inspect(args: Inspect) -> None:
         height, width = arrays["frames"].shape[1:3]
         rows["frames"] = f"{height} x {width} pixels, {arrays['frames'].dtype}"
     rows["made with"] = json.dumps(made_with)
+    if unread := sorted(arrays.keys() - FIELDS):
+        rows["read by nobody"] = ", ".join(unread)
     for name, value in rows.items():
         print(f"  {name:21}{value}")
     if "rewards" in arrays or "actions" in arrays:
@@ -200,7 +217,7 @@ def draw(arrays: dict[str, np.ndarray], returns: np.ndarray, path: str) -> None:
     left.set(xlabel="return of an episode", ylabel="episodes", title="Returns")
     if "rewards" in arrays:
         for rewards in np.split(arrays["rewards"], np.cumsum(arrays["lengths"])[:-1]):
-            middle.plot(np.cumsum(rewards), color="tab:blue", alpha=0.3)
+            middle.plot(np.cumsum(rewards, dtype=np.float64), color="tab:blue", alpha=0.3)
     middle.set(xlabel="step of the episode", ylabel="return so far", title="A line an episode")
     right.set(xlabel="action dimension", ylabel="executed action", title="Actions")
     if "actions" in arrays and arrays["actions"].ndim == 1:
@@ -268,14 +285,17 @@ def is_the_authors(content, env_id: str | None) -> bool:
     """Whether what a pickle held looks like trajectories of HalfCheetah-v4, one dict a step."""
     if env_id not in (None, "HalfCheetah-v4") or not isinstance(content, list) or not content:
         return False
-    if not isinstance(content[0], list) or not content[0] or not isinstance(content[0][0], dict):
+    if not all(isinstance(steps, list) and steps for steps in content):
         return False
-    step = content[0][0]
+    longest = max(content, key=len)
+    step = longest[0]
+    if not isinstance(step, dict):
+        return False
     if step.keys() != {"state", "action", "reward", "done"}:
         return False
     if np.shape(step["state"]) != (17,) or np.shape(step["action"]) != (6,):
         return False
-    return env_id is not None or len(content[0]) == 1 or moves_like_a_cheetah(*content[0][:2])
+    return env_id is not None or len(longest) > 1 and moves_like_a_cheetah(*longest[:2])
 
 
 def trajectories_of(content: list) -> list[tuple[np.ndarray, ...]]:
@@ -285,8 +305,9 @@ def trajectories_of(content: list) -> list[tuple[np.ndarray, ...]]:
         columns = [np.array([step[key] for step in steps], np.float64) for key in keys]
         if [x.shape[1:] for x in columns] != [(17,), (6,), ()]:
             raise ValueError("expected states of 17 numbers, actions of 6 and rewards of one")
-        if not all(np.isfinite(x).all() for x in columns):
-            raise ValueError("expected finite numbers")
+        for key, x in zip(keys, columns):
+            if not np.isfinite(x).all():
+                raise ValueError(f"'{key}' holds None, NaN or infinity, expected finite numbers")
         trajectories.append(tuple(columns))
     return trajectories
 

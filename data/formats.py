@@ -59,6 +59,8 @@ def known_columns(columns: dict) -> dict[str, np.ndarray]:
         if not found:
             continue
         column = np.asarray(columns[found[0]])
+        if field == "rewards" and column.dtype == object:  # None: unknown
+            column = np.array([np.nan if x is None else x for x in column])
         if column.dtype.kind not in "fiub":
             raise ValueError(f"'{found[0]}' is {column.dtype}, expected numbers")
         if field in FLAGS:
@@ -230,6 +232,8 @@ def cut_last_steps(episodes: list[dict]) -> list[dict]:
     if lost:
         why = "the last of an episode has no observation after it"
         print(f"{lost} of {sum(len(x['actions']) for x in episodes)} steps lost: {why}")
+    if len(kept) < len(episodes):
+        print(f"{len(episodes) - len(kept)} of {len(episodes)} episodes lost: no other step")
     if not kept:
         raise ValueError("no episode has two steps")
     return kept
@@ -241,7 +245,7 @@ def make_set(episodes: list[dict], limit: int | None) -> tuple[dict[str, np.ndar
     longest = max(len(episode["actions"]) for episode in episodes)
     if limit is not None and longest > limit:
         problem = f"an episode has {longest} steps, but the time limit is {limit}"
-        raise ValueError(f"{problem}: give --max-episode-steps")
+        raise ValueError(f"{problem}: give --max-episode-steps, {longest} or more")
     tell_endings(episodes, limit)
     if limit is None:
         # The scripts count the time after an end up to the limit: a guess would not do.

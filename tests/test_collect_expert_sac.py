@@ -44,14 +44,21 @@ def a_policy_file(path, **changes) -> str:
 # Networks
 
 
-def test_twin_critic_is_two_ordinary_networks():
+@pytest.mark.parametrize("layers", [3, 4])
+def test_twin_critic_is_two_ordinary_networks(layers):
+    """Of as many layers as somebody gives it."""
     critic = c.TwinCritic(3, 2, 8, generator())
+    if layers == 4:
+        for name, shape in (("weights", (2, 8, 8)), ("biases", (2, 1, 8))):
+            first, *others = getattr(critic, name)
+            added = torch.nn.Parameter(torch.randn(shape))
+            setattr(critic, name, torch.nn.ParameterList([first, added, *others]))
     obs, action = torch.randn(5, 3), torch.randn(5, 2)
     for i in range(2):
         x = torch.cat([obs, action], 1)
         for j, (weight, bias) in enumerate(zip(critic.weights, critic.biases)):
             x = x @ weight[i] + bias[i, 0]
-            x = torch.relu(x) if j < 2 else x
+            x = torch.relu(x) if j < layers - 1 else x
         torch.testing.assert_close(critic(obs, action)[i], x[:, 0])
     assert not torch.allclose(*critic(obs, action))
 

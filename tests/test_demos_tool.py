@@ -172,6 +172,7 @@ def test_inspecting_a_set_that_does_not_say_its_environment(tmp_path, capsys, de
             "actions              2 numbers, from -1 to 0.5, 0 to 2",
         ),
         ({"actions": np.arange(12) % 4}, "actions              discrete, from 0 to 3"),
+        ({"reward": np.ones(12), "act": np.ones(12)}, "read by nobody       act, reward"),
     ],
 )
 def test_what_may_be_missing_and_discrete_actions(tmp_path, capsys, demo_file, replaced, row):
@@ -186,14 +187,16 @@ def test_what_may_be_missing_and_discrete_actions(tmp_path, capsys, demo_file, r
     [
         (
             {"rewards": np.zeros(3, np.float32)},
-            "'rewards' is float32 of shape (3,), expected 12 rows",
+            "'rewards' is float32 of shape (3,), expected numbers of shape (12,)",
         ),
         ({"actions": np.zeros((12, 6), "U1")}, "'actions' is <U1"),
         ({"observations": np.zeros((15, 17, 1))}, "'observations' is float64 of shape (15, 17, 1)"),
         ({"observations": np.full((15, 17), np.nan)}, "NaN or infinity"),
         ({"qpos": np.zeros((12, 9))}, "'qpos'"),
-        ({"lengths": np.array([], np.int64)}, "'lengths'"),
-        ({"lengths": np.array([12, 0, 0])}, "'lengths'"),
+        ({"lengths": np.array([], np.int64)}, "it holds no episodes"),
+        ({"lengths": np.array([12, 0, 0])}, "'lengths' is int64 of shape (3,), from 0, expected (E,) int64"),
+        ({"lengths": np.array([4.0, 4.0, 4.0])}, "'lengths' is float64 of shape (3,), from 4.0, expected"),
+        ({"actions": np.zeros(12, np.float32)}, "fractions of shape (L,), expected (L, A), or whole numbers"),
         ({"qvel": np.zeros((12, 9))}, "'qvel' is float64 of shape (12, 9), expected 15 rows"),
         (
             {"terminated": np.zeros(3, int)},
@@ -210,8 +213,8 @@ def test_what_may_be_missing_and_discrete_actions(tmp_path, capsys, demo_file, r
             {"metadata": json.dumps({"max_episode_steps": 4})},
             "an episode has 5 steps, but max_episode_steps is 4",
         ),
-        ({"metadata": "no JSON"}, "--demos "),
-        ({"rewards": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
+        ({"metadata": "no JSON"}, "its metadata is no JSON"),
+        ({"rewards": np.array([{}], dtype=object)}, "or of objects; expected arrays of numbers"),
     ],
 )
 def test_a_set_with_a_fault_is_refused(demo_file, capsys, replaced, says):
@@ -462,7 +465,11 @@ def test_rewards_may_be_unknown_to_a_pickle_and_episodes_of_one_step_are_lost(tm
     convert(tmp_path / "a.pkl", tmp_path / "a.npz", *HOPPER)
     loaded = load(tmp_path / "a.npz", "Hopper-v4")
     assert loaded["lengths"].tolist() == [1] and "rewards" not in loaded
-    assert "2 of 3 steps lost" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 of 3 steps lost" in printed and "1 of 2 episodes lost: no other step" in printed
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps([replace(rewards=[1.0, None, 2.0])]))
+    convert(tmp_path / "b.pkl", tmp_path / "b.npz", *HOPPER)
+    np.testing.assert_equal(load(tmp_path / "b.npz", "Hopper-v4")["rewards"], [1.0, np.nan, 2.0])
 
 
 def replace(**replaced) -> dict:
@@ -483,7 +490,7 @@ def replace(**replaced) -> dict:
         ([replace(actions=np.full((3, 2), np.inf))], "expected finite numbers"),
         ([replace(actions=np.zeros((3, 2, 2)))], "actions of shape (3, 2, 2)"),
         ([replace(rewards=np.zeros(2))], "rewards of shape (2,), expected (3,)"),
-        ([replace(rewards=[None] * 3)], "'rewards' is object, expected numbers"),
+        ([replace(rewards=["a", None, "b"])], "'rewards' is <U"),
         ([replace(observations=[], actions=[])], "an episode has no steps"),
         ([make_episodes()[0], {**make_episodes()[1], "rew": 0}, {"obs": 1}], "none of the fields"),
         ([replace(), {n: x for n, x in replace().items() if n != "rewards"}], "others do not"),
@@ -996,13 +1003,14 @@ def test_flags_and_other_fields_may_stand_in_some_steps_alone(tmp_path):
 
 
 def test_another_body_of_a_cheetahs_shape_is_not_taken_for_one(tmp_path, capsys):
-    """17 observations and 6 actions, and no environment's name in a pickle."""
+    """17 observations and 6 actions, and no environment's name in a pickle. The first episode tells too little."""
     rng = np.random.default_rng(0)
     steps = [{"state": rng.normal(size=17), "action": rng.uniform(-1, 1, 6), "reward": 1.0, "done": i == 2}
              for i in range(3)]  # fmt: skip
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps([steps]))
     flags = ["--source", str(tmp_path / "a.pkl"), "--target", str(tmp_path / "a.npz")]
-    assert "it does not name its environment" in mistake(capsys, "convert", *flags, "--max-episode-steps", "9")
+    for content in ([steps], [steps[-1:], steps]):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+        assert "it does not name its environment" in mistake(capsys, "convert", *flags, "--max-episode-steps", "9")
 
 
 def test_a_set_is_not_replaced_by_its_own_translation(tmp_path, capsys, a_set):

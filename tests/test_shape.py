@@ -15,7 +15,7 @@ BUDGETS = {
     "gail_rssm": (1416, 80),
     "bc": (821, 45),
     "collect_expert_sac": (748, 40),
-    "toy_pointnav": (908, 48),
+    "toy_pointnav": (909, 48),
 }
 PLUMBING = "# --- Plumbing"
 

@@ -151,6 +151,20 @@ def test_greedy_expert_misses_exactly_the_starts_whose_lattice_has_no_point_in_t
     assert (played["length"][~played["success"]] == t.MAX_EPISODE_STEPS).all()
 
 
+def test_success_is_an_end_at_the_goal_whatever_the_reward(monkeypatch):
+    step = t.PointNav.step
+
+    def other_reward(self, actions):
+        obs, reward, terminated, truncated, info = step(self, actions)
+        return obs, reward - 2.0, terminated, truncated, info
+
+    before = t.play_episodes(GREEDY, 500, 5, False)
+    monkeypatch.setattr(t.PointNav, "step", other_reward)
+    after = t.play_episodes(GREEDY, 500, 5, False)
+    assert 0 < before["success"].mean() < 1
+    np.testing.assert_array_equal(before["success"], after["success"])
+
+
 def test_velocity_expert_goes_straight_and_no_farther_than_the_goal():
     class Silent:
         def standard_normal(self, shape):
