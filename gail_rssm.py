@@ -1195,8 +1195,8 @@ def final_evaluation(agent: RSSMAgent, task: dict, args: Args, path: Path) -> li
 def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     """The agent of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "gail_rssm policy")
-    require(saved["args"].keys() == vars(Args()).keys(), f"--evaluate {path}: another version of "
-            "this script wrote it; give a file of this one.")
+    require(saved.get("args", {}).keys() == vars(Args()).keys(), f"--evaluate {path}: another "
+            "version of this script wrote it; give a file of this one.")
     weights = saved["agent"]
     bounds, args, eyes = weights["standardize_action.mean"].numpy(), Args(**saved["args"]), None
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
