@@ -494,16 +494,19 @@ def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
-def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
-    policy = (policy + 0.5) / (policy + 0.5).sum()
+    the other logit. The policy's counts are of a few episodes, so one like the expert's, of `limit`
+    steps, is added: a policy that has not ended lately is not drawn to its next end. To keep all
+    finite, half a step is added to each count of the policy's, and one step to the expert's, split
+    as the policy's are: ends that nobody demonstrated do not pay."""
+    policy = policy + limit * expert / expert.sum() + 0.5
+    policy = policy / policy.sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
@@ -667,7 +670,7 @@ def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: 
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()
     visits["policy"] = VISITS_KEPT * visits["policy"] + counts
-    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    offset, absorbing_logit = terminal_logits(**visits)
     rewards, absorbing = F.softplus(logit + offset), F.softplus(absorbing_logit)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log |= {"reward/absorbing": absorbing.item()}
@@ -831,7 +834,7 @@ def train(args: Args) -> dict[str, float]:
     graphs = make_graphs(nets, render, optimizers, args)
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
     counts = count_visits(demos["lengths"].sum(), steps_left, torch.from_numpy(demos["terminated"]))
-    visits = {"expert": counts, "policy": torch.zeros(2)}
+    visits = {"expert": counts, "policy": torch.zeros(2), "limit": demos["max_episode_steps"]}
     demos["random_return"] = random_return(demos, args.seed, args)
 
     rows, seconds, wandb_id = [], 0.0, None
@@ -847,7 +850,7 @@ def train(args: Args) -> dict[str, float]:
             for group in optimizer.param_groups:  # of a run on another device, maybe
                 group |= {"lr": group["lr"].to(device), "capturable": device.type == "cuda"}
         normalizer.moments.extend(saved["moments"])
-        visits = saved["visits"]
+        visits |= saved["visits"]
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     own_seed, limit = args.seed + 1_000_000 * RANK + len(rows), demos["max_episode_steps"]

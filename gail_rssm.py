@@ -466,16 +466,19 @@ def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
-def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
-    policy = (policy + 0.5) / (policy + 0.5).sum()
+    the other logit. The policy's counts are of a few episodes, so one like the expert's, of `limit`
+    steps, is added: a policy that has not ended lately is not drawn to its next end. To keep all
+    finite, half a step is added to each count of the policy's, and one step to the expert's, split
+    as the policy's are: ends that nobody demonstrated do not pay."""
+    policy = policy + limit * expert / expert.sum() + 0.5
+    policy = policy / policy.sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
@@ -674,7 +677,7 @@ def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, sc
     """{"steps": rewards of imagined steps (H, S), with gradients, "absorbing": that of each step
     after an end}, log. `visits` has the counts (2,) of "expert" and "policy"; "reward" of `scales`
     is a running standard deviation."""
-    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    offset, absorbing_logit = terminal_logits(**visits)
     reward = F.softplus(disc(transitions(imagined["obs"])) + offset)
     with torch.no_grad():  # what really happened, to compare
         replayed_logit = disc(transitions(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
@@ -809,7 +812,8 @@ def train(args: Args) -> dict[str, float]:
             for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
         log = collect_episodes(envs, agent, episodes, replay, args.num_steps, generator)
-        visits = {"expert": expert_visits, "policy": replay.visits(args.recent_steps, limit)}
+        visits = {"policy": replay.visits(args.recent_steps, limit)}
+        visits |= {"expert": expert_visits, "limit": limit}
         for _ in range(args.updates if replay.size >= args.learning_starts else 0):
             batch = replay.draw(args, generator)
             states, model_log = update_model(

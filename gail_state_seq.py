@@ -378,16 +378,19 @@ def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
-def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
+def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
-    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
-    policy = (policy + 0.5) / (policy + 0.5).sum()
+    the other logit. The policy's counts are of a few episodes, so one like the expert's, of `limit`
+    steps, is added: a policy that has not ended lately is not drawn to its next end. To keep all
+    finite, half a step is added to each count of the policy's, and one step to the expert's, split
+    as the policy's are: ends that nobody demonstrated do not pay."""
+    policy = policy + limit * expert / expert.sum() + 0.5
+    policy = policy / policy.sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
@@ -541,7 +544,7 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     logit = disc.score(rollout["tokens"], rollout["window"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = VISITS_KEPT * visits["policy"] + counts
-    offset, absorbing_logit = terminal_logits(visits["expert"], visits["policy"])
+    offset, absorbing_logit = terminal_logits(**visits)
     rewards = imitation_reward(logit + offset, args.reward_form)
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
@@ -626,6 +629,7 @@ def train(args: Args) -> dict[str, float]:
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
+    visits["limit"] = demos["max_episode_steps"]
 
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     slow = copy.deepcopy(agent)  # its running average: what is evaluated and saved
@@ -640,7 +644,7 @@ def train(args: Args) -> dict[str, float]:
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         normalizer.moments.extend(saved["moments"])
-        visits = saved["visits"]
+        visits |= saved["visits"]
         generator.set_state(saved["generator"])
     rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     obs, _ = envs.reset(seed=args.seed + len(rows))
