@@ -175,8 +175,8 @@ class SquashedGaussianActor(nn.Module):
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None, noise_scale: float = 1.0):
-        """The action (..., A) to execute after a raw observation (..., O): the mean, or, with a
-        generator, one sampled with noise_scale times the policy's deviation."""
+        """The action (..., A) to execute after a raw observation (..., O): tanh of the Gaussian's
+        mean, or, with a generator, one sampled with noise_scale times the policy's deviation."""
         obs = torch.from_numpy(obs).to(self.low.device)
         mean, log_std = self(self.standardize(obs))
         if generator is not None:
@@ -393,7 +393,7 @@ def train(args: Args) -> dict[str, float]:
         store(buffer, transitions, before)
         if uniform and step > args.learning_starts:  # the last of the random actions
             sac.actor.fit_statistics(buffer["obs"][:step])
-        # --updates-per-step, exactly, over the run
+        # --updates-per-step, exactly, over all steps after the random ones
         updates = int(step * args.updates_per_step) - int(before * args.updates_per_step)
         for _ in range(updates if step > args.learning_starts else 0):
             batch = sample(buffer, min(step, args.buffer_size), args.batch_size, generator)

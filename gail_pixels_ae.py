@@ -8,7 +8,8 @@
 
 The learner knows expert and policy as images. An autoencoder turns each frame into a latent of Z
 numbers; policy, value and discriminator D work on the latents of the last K frames. The rest is
-GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, much as in `gail_ppo.py`:
+GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, much as in `gail_ppo.py` (but for
+its bound on PPO's ratio and its average of the policy):
 
     pretrain autoencoder and predictor, then repeat:
     collect a rollout, encoding each frame once -> update D -> reward = how sure D is of the expert
@@ -340,9 +341,9 @@ class Networks(nn.Module):
             self.inverse = mlp([features_dim, MODEL_HIDDEN, action_dim], 1.0, generator)
 
     def observe(self, latents: Tensor, actions: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-        """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, S) ->
+        """Latents of K frames (N, K, Z), the last K - 1 actions (N, K - 1, A), states (N, O) ->
         features (N, K Z), which D sees; history (N, M), features and actions, which the predictor
-        sees; obs (N, O) for the policy: what is predicted after actions of 0, and the last action;
+        sees; obs (N, X) for the policy: what is predicted after actions of 0, and the last action;
         without a predictor the history; with --policy-obs state the state."""
         features = self.autoencoder.standardize(latent_steps(latents))
         history = torch.cat([features, actions.flatten(1)], dim=1)
@@ -533,7 +534,8 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
-    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
+    episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
     """
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))

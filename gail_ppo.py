@@ -14,21 +14,25 @@ a discriminator D learns to tell demonstrated steps from the policy's own; PPO (
 Where this departs from the papers, and why:
 
  1. D is the probability of *expert* (in the paper: of policy): the higher, the better.
- 2. The reward is -log(1 - D), computed from D's logit, so that it stays finite when D saturates.
+ 2. The reward is the paper's, which is -log(1 - D) with this D, but computed from D's logit, so
+    that it stays finite when D saturates.
  3. PPO instead of TRPO: simpler, and faster per step. `toy_pointnav.py` has TRPO.
- 4. D has a gradient penalty (Gulrajani et al. 2017), which keeps it smooth enough to climb.
+ 4. D has a gradient penalty, on its logit (Gulrajani et al. 2017, there for a Wasserstein critic),
+    which keeps it smooth enough to climb.
  5. Rewards are normalized by a running mean and deviation: PPO sees one scale while D drifts.
  6. Policy, value and D work on observations and actions standardized with the demonstrations'
     statistics, which never change. So it does not matter what units an environment has.
  7. D sees the action as executed (clipped), not as sampled, which may lie beyond the bounds.
  8. A time limit (the demonstrations' own: 100 steps) does not end the task: the value of the true
     final observation is bootstrapped.
- 9. Where the task ends, by a fall or at a goal, an absorbing state follows, with a reward of its
-    own (Kostrikov et al. 2019, https://arxiv.org/abs/1809.02925).
+ 9. Where the task ends, by a fall or at a goal, an absorbing state follows (Kostrikov et al. 2019,
+    https://arxiv.org/abs/1809.02925). Its reward is not learned by D, as there, but comes from
+    counting how often demonstrator and policy end (terminal_logits).
 10. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
     the two apart by their noise.
-11. Policy and D chase each other. What is evaluated and saved is the policy's running average over
-    the last rollouts, which swings less than either (Yazici et al. 2019, arxiv.org/abs/1806.04498).
+11. Policy and D chase each other. What is evaluated and saved is a running average of the policy's
+    weights, mostly of the last twentieth of the rollouts so far, which swings less than either
+    (Yazici et al. 2019, https://arxiv.org/abs/1806.04498).
 
 Shapes: T steps, N environments, B batch, O observation, A action; L steps in E demonstrations.
 
@@ -283,7 +287,8 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is AIRL's (Fu et al. 2018)."""
+    """GAIL's reward, of any shape; logit is of the form of AIRL's
+    (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
     if form == "logsigmoid":
@@ -336,7 +341,8 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
-    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
+    episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
     """
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
@@ -492,7 +498,7 @@ def update_policy(agent: Agent, optimizer, rollout, rewards: dict, args: Args, g
             log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
-            # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729
+            # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729, c = e
             bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
             policy_loss = ppo_policy_loss(bounded, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])

@@ -14,10 +14,10 @@ steps for each one in the world.
 
 The model, of observations o and actions a, has a state of two parts, [h, z]:
 
-    h_t = GRU(h_t-1, z_t-1, a_t-1)      deterministic
-    z_t ~ posterior(h_t, o_t)           Gaussian, what is seen
-    z_t ~ prior(h_t)                    Gaussian, the same guessed: this is imagination
-    o_t = decoder(h_t, z_t), and whether the task has ended there
+    h(t) = GRU(h(t-1), z(t-1), a(t-1))      deterministic
+    z(t) ~ posterior(h(t), o(t))            Gaussian, what is seen
+    z(t) ~ prior(h(t))                      Gaussian, the same guessed: this is imagination
+    o(t) = decoder(h(t), z(t)), and whether the task has ended there
 
 Where this departs from the papers, and why:
 
@@ -28,12 +28,14 @@ Where this departs from the papers, and why:
     the probability of *expert*.
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
     https://arxiv.org/abs/1912.01603). Unlike in its code, the state that the policy reads is not
-    detached: a step also counts for what it makes of later actions. All imagined steps weigh the
-    same, however late (there by gamma), and the value is fitted to plain squared errors.
+    detached: a step also counts for what it makes of later actions. An imagined step weighs as much
+    as the task is likely to go on until then, and not less for gamma. Returns bootstrap from a slow
+    copy of the value. The policy explores by its own noise, which has an entropy bonus.
  4. KL balance and the scale of returns are DreamerV3's (Hafner et al. 2023,
-    https://arxiv.org/abs/2301.04104v1), with free nats for the batch instead of each state. The
-    reconstruction weighs more than there: where an observation has few numbers, the return hangs
-    on how precisely they are known.
+    https://arxiv.org/abs/2301.04104v1); Gaussian latents, free nats for the batch instead of each
+    state, and a value fitted to squared errors are Dreamer's. The reconstruction weighs more than
+    in either: where an observation has few numbers, the return hangs on how precisely they are
+    known.
  5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
@@ -41,8 +43,8 @@ Where this departs from the papers, and why:
  7. With --obs pixels an observation is the latents of a frame. Their autoencoder learns from
     demonstrated frames and those of random actions, then rests: to all else it is a sensor.
 
-Shapes: T steps, N environments; B sequences of L steps; S imagined rollouts of H steps; K steps in
-E demonstrations (L to Standardize and load_demos); O, A, M, Z numbers in o, a, h, z.
+Shapes: T steps, N environments; B sequences of L observations; S imagined rollouts of H steps;
+K steps in E demonstrations (L to Standardize and load_demos); O, A, M, Z numbers in o, a, h, z.
 
     python gail_rssm.py                                     # the default set: 18 minutes, one core
     python gail_rssm.py --num-demos 1                       # from one episode of 100 steps
@@ -301,7 +303,7 @@ class WorldModel(nn.Module):
 
     def observe(self, obs: Tensor, actions: Tensor, generator: Generator | None):
         """States (B, L, M + Z), posteriors and priors (B, L, 2 Z) of sequences of standardized
-        observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]: a_t-1 above."""
+        observations (B, L, O); actions[:, t], of (B, L, A), led to obs[:, t]: a(t-1) above."""
         state, states, posteriors = obs.new_zeros(len(obs), self.state_size), [], []
         for action, embedding in zip(actions.unbind(1), self.encoder(obs).unbind(1)):
             state, posterior = self.posterior_step(state, action, embedding, generator)
@@ -352,7 +354,8 @@ class Critic(nn.Module):
 
 
 class TransitionDiscriminator(nn.Module):
-    """Logit (...) of "this is the expert's" from pairs of standardized observations (..., 2 O)."""
+    """Logit (...) of "this is the expert's" from transitions (..., 2 O), made of standardized
+    observations."""
 
     def __init__(self, input_dim: int, hidden_size: int):
         super().__init__()
@@ -422,7 +425,7 @@ def sample_latent(parameters: Tensor, generator: Generator | None) -> Tensor:
 
 def tanh_gaussian_log_prob(u: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """log p(tanh(u)) with u ~ N(mean, std^2), summed over the last axis: (..., A) -> (...)
-    (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905, equation 26)."""
+    (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905, appendix C)."""
     log_prob = -0.5 * ((u - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
     return (log_prob - log_slope).sum(-1)

@@ -21,6 +21,7 @@ The window that rewards step t ends with the state that its action led to, and l
     A window that looks ahead would pay action t for what later actions did, which is noise to it
     (benchmark/patches/state_seq_look_ahead.patch measures that mistake).
  2. One state stands in K windows, so it is paid for K times. The return spreads, but stays causal.
+    Policy and value see the newest state alone; what a longer window saw before it is averaged.
  3. An episode's first window repeats its first state, for expert and policy alike, by one function.
     No window spans a reset. Otherwise the beginnings would tell D whose they are.
  4. --discriminator transformer reads the window as a sequence: one attention layer, from the newest
@@ -31,8 +32,8 @@ The window that rewards step t ends with the state that its action led to, and l
  6. --use-actions makes chains: each state comes with the action that led to it.
  7. The rest is as in gail_ppo.py: D is the probability of *expert*, with a gradient penalty, on
     standardized inputs; rewards are normalized; a time limit does not end the task, and where one
-    does end, an absorbing state follows; what is evaluated and saved is the policy's running
-    average over the last rollouts.
+    does end, an absorbing state follows; what is evaluated and saved is a running average of the
+    policy's weights.
 
 Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
 K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
@@ -72,7 +73,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-MAX_LOG_RATIO = 1.0  # where PPO's ratio is cut, or one bad action could outweigh a minibatch
+MAX_LOG_RATIO = 1.0  # where PPO's log ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
 VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
@@ -125,7 +126,7 @@ class Args:
     disc_learning_rate: float = 0.0  # Adam step size of D (0: 3e-3, with transformer 1e-3)
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 0  # windows of each side in D's minibatch (0: 512, with transformer 48)
-    disc_hidden_size: int = 128  # width of D's two hidden layers
+    disc_hidden_size: int = 128  # width of D's layers (H)
     grad_penalty_coef: float = 0.3  # weight of D's gradient penalty
 
     def check(self) -> None:
@@ -272,9 +273,9 @@ class TransformerDiscriminator(nn.Module):
     """The same logit from one attention layer: the newest token asks, all K answer.
 
     A learned bias for each distance tells the tokens apart. It begins at -distance (after ALiBi,
-    Press et al. 2022, https://arxiv.org/abs/2108.12409, whose biases are fixed), so that what lies
-    d tokens back begins with a weight near exp(-d). Attention is written out: PyTorch's fused one
-    has no double backward on the CPU, and the gradient penalty needs it."""
+    Press et al. 2022, https://arxiv.org/abs/2108.12409, whose biases are fixed, and differ between
+    heads), so that at first weights fall about as exp(-distance). Attention is written out:
+    PyTorch's fused one has no double backward on the CPU, and the gradient penalty needs it."""
 
     def __init__(self, token_dim: int, seq_len: int, hidden_size: int, generator: Generator):
         super().__init__()
@@ -364,7 +365,8 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is AIRL's (Fu et al. 2018)."""
+    """GAIL's reward, of any shape; logit is of the form of AIRL's
+    (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
     if form == "logsigmoid":
@@ -417,7 +419,8 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
-    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
+    episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
     """
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
@@ -576,7 +579,7 @@ def update_policy(agent: Agent, optimizer, rollout, rewards: dict, args: Args, g
             log_ratio, entropy = log_prob - mini["log_prob"], entropy.mean()
             advantage = mini["advantage"] - mini["advantage"].mean()
             advantage = advantage / (mini["advantage"].std() + 1e-8)
-            # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729
+            # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729, c = e
             bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
             policy_loss = ppo_policy_loss(bounded, advantage, args.clip_coef)
             value_loss = 0.5 * F.mse_loss(agent.value(mini["obs"]), mini["return"])

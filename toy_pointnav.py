@@ -19,8 +19,8 @@ The true reward (-0.01 a step, 1 at the goal) is only reported. What is worth kn
     only a lattice of points, and where none lies in the goal, it steps to and fro to the end.
  2. Episodes end at the goal. With nothing after it the reward's sign would decide: -log(1 - D) is
     positive, so that lingering pays, log D negative, so that any end does. So an absorbing state
-    follows the goal, which has a reward of its own (Kostrikov et al. 2019,
-    https://arxiv.org/abs/1809.02925). Then every form will do, centered or not.
+    follows the goal (Kostrikov et al. 2019, https://arxiv.org/abs/1809.02925). Its reward is not
+    learned by D, as there, but counted (terminal_logits). Then every form will do, centered or not.
  3. A time limit does not end the task: the value of the last observation is bootstrapped.
  4. The --continuous expert (straight to the goal at full speed) has Gaussian noise, as the policy
     has; otherwise D can tell the two apart by it. D sees velocities as executed, cut to [-1, 1].
@@ -220,7 +220,8 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
 
 
 def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is AIRL's (Fu et al. 2018)."""
+    """GAIL's reward, of any shape; logit is of the form of AIRL's
+    (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
     if form == "logsigmoid":
@@ -273,7 +274,8 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
     equation 16), all (T, N) -> advantages, returns (advantages + values).
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
-    episode stopped. `ended` (terminated or truncated) keeps the sum within its episode.
+    episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
     """
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
@@ -331,9 +333,9 @@ def fisher_product(agent: ActorCritic, obs: Tensor, damping: float) -> Callable:
 
 def trpo_step(agent: ActorCritic, obs: Tensor, action: Tensor, advantages: Tensor, args: Args):
     """One natural-gradient step of the policy on obs (B, 2), action (B, ...), advantages (B,) ->
-    log. It is the largest that the quadratic model of the KL divergence allows, halved until the
-    true divergence is within --max-kl and the surrogate no worse (Schulman et al. 2015, appendix
-    C). Where that never comes true, the policy stays as it was."""
+    log. It is the largest that the quadratic model of the KL divergence allows (damped, on every
+    fifth state), halved until the true divergence is within --max-kl and the surrogate no worse
+    (Schulman et al. 2015, appendix C). Where that never comes true, the policy stays as it was."""
     parameters = agent.policy_parameters()
     with torch.no_grad():
         old_policy, _ = agent(obs)
@@ -734,7 +736,7 @@ RED, ORANGE, BLUE, LIGHT, BLACK = "#d62728", "#ff7f0e", "#1f77b4", "#aec7e8", "b
 PANELS = (  # title, x axis, y axis
     ("One expert trajectory", "x", "y"),
     ("Actions taken", "move, or speed as a share of full speed", "share of steps"),
-    ("Discriminator loss", "environment steps", "binary cross-entropy, nats"),
+    ("Discriminator loss", "environment steps", "cross-entropy of both sides, nats"),
     ("Evaluation with the mean action", "environment steps", "mean return; share of starts solved"),
     ("True return of training episodes", "environment steps", "mean return in a rollout"),
     ("Expert and learned paths, same starts", "x", "y"),

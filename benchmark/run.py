@@ -227,7 +227,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
     "rssm": [
         ("100k steps", "gail_rssm.py", [], FIVE),
         ("Hopper, 100k steps", "gail_rssm.py", HOPPER, THREE),
-        ("Hopper, ends of all episodes, 100k", "benchmark/patches/rssm_all_ends.patch", HOPPER, THREE),
         ("one demonstration, 100k steps", "gail_rssm.py", ["--num-demos", "1"], FIVE),
         ("200k steps", "gail_rssm.py", ["--total-timesteps", "200000"], FIVE),
     ],
