@@ -545,12 +545,11 @@ class Replay:
         warm = (step >= BURN_IN) | (begin == first)[:, None]
         return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
-    def visits(self, rows: int, limit: int) -> Tensor:
-        """`count_visits` of the latest rows, of episodes of at most `limit` steps."""
-        names, latest = ("first", "last", "terminated"), slice(max(0, self.size - rows), self.size)
-        first, last, terminated = (self.columns[name][latest] for name in names)
-        begun = (first == torch.arange(latest.start, latest.stop, device=first.device)).sum().item()
-        return count_visits(len(first) - begun, limit - (last - first), terminated)
+    def visits(self, limit: int) -> Tensor:
+        """`count_visits` of all episodes, of at most `limit` steps each."""
+        names, row = ("first", "last", "terminated"), torch.arange(self.size)
+        first, last, terminated = (self.columns[name][: self.size].cpu() for name in names)
+        return count_visits((row > first).sum(), limit - (last - first), terminated)
 
 
 # The steps of the loop
@@ -815,8 +814,7 @@ def train(args: Args) -> dict[str, float]:
             for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
         log = collect_episodes(envs, agent, episodes, replay, args.num_steps, generator)
-        visits = {"policy": replay.visits(args.recent_steps, limit)}
-        visits |= {"expert": expert_visits, "limit": limit}
+        visits = {"expert": expert_visits, "policy": replay.visits(limit), "limit": limit}
         for _ in range(args.updates if replay.size >= args.learning_starts else 0):
             batch = replay.draw(args, generator)
             states, model_log = update_model(

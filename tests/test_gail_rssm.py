@@ -327,12 +327,9 @@ def test_a_share_of_the_windows_is_recent():
     assert recent.item() == pytest.approx(0.3 + 0.7 * 0.2, abs=0.03)
 
 
-def test_visits_of_the_latest_steps():
+def test_visits_of_all_episodes():
     replay, _ = numbered([20, 3, 9, 4], settings())
-    assert replay.visits(1000, 50).tolist() == [36, (50 - 3) + (50 - 4)]
-    assert replay.visits(5, 50).tolist() == [4, 46]
-    assert replay.visits(4, 50).tolist() == [4, 46]  # where an episode is cut, each row of it is a step
-    assert replay.visits(8, 50).tolist() == [7, 46]
+    assert replay.visits(50).tolist() == [36, (50 - 3) + (50 - 4)]
 
 
 class Counter:
@@ -371,7 +368,7 @@ def test_collected_episodes_are_what_happened():
     expected = [1, *actions[:3, 0], 1, *actions[:5, 1], 1, *actions[3:6, 0]]
     torch.testing.assert_close(done, torch.tensor(expected, dtype=torch.float32))
     assert replay.columns["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
-    assert replay.visits(100, 5).tolist() == [3 + 5 + 3, 2 + 2]
+    assert replay.visits(5).tolist() == [3 + 5 + 3, 2 + 2]
     assert [len(rows) for rows in episodes["rows"]] == [3, 4]
 
 
