@@ -12,7 +12,7 @@ BUDGETS = {
     "gail_ppo": (1062, 59),
     "gail_state_seq": (1141, 65),
     "gail_pixels_ae": (1637, 93),
-    "gail_rssm": (1423, 81),
+    "gail_rssm": (1421, 81),
     "bc": (821, 45),
     "collect_expert_sac": (748, 40),
     "toy_pointnav": (914, 49),
