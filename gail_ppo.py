@@ -309,10 +309,10 @@ def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. The policy's counts are of a few episodes, so one like the expert's, of `limit`
-    steps, is added: a policy that has not ended lately is not drawn to its next end. To keep all
-    finite, half a step is added to each count of the policy's, and one step to the expert's, split
-    as the policy's are: ends that nobody demonstrated do not pay."""
+    the other logit. The policy's counts may be of few episodes, so one like the expert's, of
+    `limit` steps, is added: the next end of a policy that has not ended lately does not pay beyond
+    measure. To keep all finite, half a step is added to each count of the policy's, and one step to
+    the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
     policy = policy + limit * expert / expert.sum() + 0.5
     policy = policy / policy.sum()
     expert = (expert + policy) / (expert + policy).sum()
