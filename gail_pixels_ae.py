@@ -666,8 +666,8 @@ def update_latent_discriminator(graphs, expert, rollout, args: Args, generator):
 @torch.no_grad()
 def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), "absorbing": that of each step
-    after an end}, normalized; log. `visits` has the counts (2,) of "expert" and "policy"; the
-    rollout's are added to the policy's, which fade."""
+    after an end}, normalized; log. `visits` is what terminal_logits takes; the rollout's counts are
+    added to the policy's, which fade."""
     logit = nets.disc(rollout["features"]).squeeze(-1)
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()

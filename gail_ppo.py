@@ -450,7 +450,7 @@ def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args
 @torch.no_grad()
 def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], visits, args: Args):
     """What PPO maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after an
-    end}, log. `visits` has the counts (2,) of "expert" and "policy"; the rollout's are added to the
+    end}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
     policy's, which fade."""
     rewards, absorbing, log = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}, {}
     if args.reward_source != "gail":

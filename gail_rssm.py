@@ -677,8 +677,8 @@ def update_transition_discriminator(disc, optimizer, expert, imagined: dict, arg
 
 def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, scales: dict):
     """{"steps": rewards of imagined steps (H, S), with gradients, "absorbing": that of each step
-    after an end}, log. `visits` has the counts (2,) of "expert" and "policy"; "reward" of `scales`
-    is a running standard deviation."""
+    after an end}, log. `visits` is what terminal_logits takes; "reward" of `scales` is a running
+    standard deviation."""
     offset, absorbing_logit = terminal_logits(**visits)
     reward = F.softplus(disc(transitions(imagined["obs"])) + offset)
     with torch.no_grad():  # what really happened, to compare

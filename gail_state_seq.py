@@ -542,8 +542,8 @@ def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, ge
 @torch.no_grad()
 def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the reward (T, N) of each step, for the window that its action
-    completed, "absorbing": that of each step after an end}, log. `visits` has the counts (2,) of
-    "expert" and "policy"; the rollout's are added to the policy's, which fade."""
+    completed, "absorbing": that of each step after an end}, log. `visits` is what terminal_logits
+    takes; the rollout's counts are added to the policy's, which fade."""
     logit = disc.score(rollout["tokens"], rollout["window"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = VISITS_KEPT * visits["policy"] + counts

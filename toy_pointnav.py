@@ -423,8 +423,8 @@ def update_plain_discriminator(disc, optimizer, expert, policy, num_steps, args:
 @torch.no_grad()
 def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
-    the goal}, log. `visits` has the counts (2,) of "expert" and "policy"; the rollout's are added
-    to the policy's, which fade."""
+    the goal}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
+    policy's, which fade."""
     logit = disc(rollout["pairs"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     visits["policy"] = VISITS_KEPT * visits["policy"] + counts

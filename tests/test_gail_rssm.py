@@ -425,7 +425,7 @@ def test_each_step_changes_its_own_network_alone():
         name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")
     }
     counts, scales = (
-        {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])},
+        {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0]), "limit": 100},
         {"reward": 1.0, "return": 1.0},
     )
     seen = {}
