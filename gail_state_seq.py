@@ -380,19 +380,16 @@ def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
-def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. The policy's counts may be of few episodes, so one like the expert's, of
-    `limit` steps, is added: the next end of a policy that has not ended lately does not pay beyond
-    measure. To keep all finite, half a step is added to each count of the policy's, and one step to
-    the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
-    policy = policy + limit * expert / expert.sum() + 0.5
-    policy = policy / policy.sum()
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
@@ -632,7 +629,6 @@ def train(args: Args) -> dict[str, float]:
     steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
-    visits["limit"] = demos["max_episode_steps"]
 
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     slow = copy.deepcopy(agent)  # its running average: what is evaluated and saved
@@ -647,7 +643,7 @@ def train(args: Args) -> dict[str, float]:
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         normalizer.moments.extend(saved["moments"])
-        visits |= saved["visits"]
+        visits = saved["visits"]
         generator.set_state(saved["generator"])
     rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
     obs, _ = envs.reset(seed=args.seed + len(rows))

@@ -235,19 +235,16 @@ def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
     return torch.tensor([steps, steps_left[terminated].sum()])
 
 
-def terminal_logits(expert: Tensor, policy: Tensor, limit: int) -> Tensor:
+def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
     counts (2,) of real and of absorbing steps, of expert and policy.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
     lacks is the log ratio of their shares of real steps; that of their shares of absorbing steps is
-    the other logit. The policy's counts may be of few episodes, so one like the expert's, of
-    `limit` steps, is added: the next end of a policy that has not ended lately does not pay beyond
-    measure. To keep all finite, half a step is added to each count of the policy's, and one step to
-    the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
-    policy = policy + limit * expert / expert.sum() + 0.5
-    policy = policy / policy.sum()
+    the other logit. To keep all finite, half a step is added to each count of the policy's, and one
+    step to the expert's, split as the policy's are: ends that nobody demonstrated do not pay."""
+    policy = (policy + 0.5) / (policy + 0.5).sum()
     expert = (expert + policy) / (expert + policy).sum()
     return torch.log(expert / policy)
 
@@ -524,7 +521,7 @@ def train(args: Args) -> dict[str, float]:
     normalizer, expert = RewardNormalizer(), disc.pairs(*pairs_of(demos))
     steps_left = torch.from_numpy(MAX_EPISODE_STEPS - demos["length"])
     expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["success"]))
-    visits = {"expert": expert_visits, "policy": torch.zeros(2), "limit": MAX_EPISODE_STEPS}
+    visits = {"expert": expert_visits, "policy": torch.zeros(2)}
     envs = PointNav(args.num_envs, continuous)
     episodes = {"obs": envs.reset(seed=args.seed)[0], "return": np.zeros(args.num_envs)}
     run_dir = start_run(args)

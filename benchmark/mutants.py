@@ -30,15 +30,6 @@ MUTANTS = [
         "F.softplus(expert_logit).mean() + F.softplus(-policy_logit)",
     ),
     ("gail_ppo", "ends are never forgotten", "VISITS_KEPT * visits", "visits"),
-    *(
-        (
-            script,
-            "no episode like the expert's is counted",
-            "policy + limit * expert / expert.sum() + 0.5",
-            "policy + 0.5",
-        )
-        for script in ("gail_ppo", "gail_state_seq", "gail_pixels_ae", "toy_pointnav")
-    ),
     (
         "gail_ppo",
         "bootstrap dropped at truncation",

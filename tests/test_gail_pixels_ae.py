@@ -929,7 +929,7 @@ def test_episodes_too_short_to_predict_in_are_one_sentence():
 
 def no_ends() -> dict:
     """Visits where nothing ever ended: long ago, so that half a step is nothing."""
-    return {"expert": torch.tensor([1e6, 0.0]), "policy": torch.tensor([1e6, 0.0]), "limit": 100}
+    return {"expert": torch.tensor([1e6, 0.0]), "policy": torch.tensor([1e6, 0.0])}
 
 
 def endless(features: torch.Tensor) -> dict:
@@ -941,10 +941,10 @@ def test_what_follows_an_end_is_paid_by_how_often_the_expert_is_there():
     args = settings(*SMALL, "--no-normalize-reward")
     nets, rollout = networks(args), endless(torch.randn(10, 4, 12))
     rollout["terminated"][3, 1], rollout["steps_left"][3, 1] = True, 20
-    visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 60.0]), "limit": 200}
+    visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 60.0])}
     rewards, log = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
     assert visits["policy"].tolist() == pytest.approx([0.5 * 40 + 40, 0.5 * 60 + 20])
-    policy = np.array([60.5 + 150, 50.5 + 50]) / 311
+    policy = np.array([60.5, 50.5]) / 111
     expert = (np.array([300, 100]) + policy) / 401
     with torch.no_grad():
         logit = nets.disc(rollout["features"])[..., 0] + math.log(expert[0] / policy[0])

@@ -60,7 +60,7 @@ def first_episodes(envs, seed=0, limit=1000) -> dict:
     return episodes | {"length": torch.zeros(len(obs), dtype=torch.int64)}
 
 
-no_visits = {"expert": torch.tensor([100, 0]), "policy": torch.zeros(2), "limit": 100}
+no_visits = {"expert": torch.tensor([100, 0]), "policy": torch.zeros(2)}
 
 
 # Environment
@@ -504,7 +504,7 @@ def test_rewards_follow_their_source(source):
 
     with torch.no_grad():
         logit = disc(torch.cat([rollout["obs"], rollout["executed"]], -1))
-    steps, ends = 112.5 / 113, 0.5 / 113  # shares of the policy's time; the expert's 100 steps have no end
+    steps, ends = 12.5 / 13, 0.5 / 13  # shares of the policy's time; the expert's 100 steps have no end
     offset, end = np.log([(100 + steps) / 101 / steps, ends / 101 / ends])
     gail, after = nn.functional.softplus(logit + offset), math.log1p(math.exp(end))
     expected, absorbing = torch.zeros(4, 3), 0.0
@@ -532,20 +532,13 @@ def test_terminal_logits_are_those_of_a_discriminator_that_counts():
 
     best = np.log(shares(expert, "a b absorbing".split()) / shares(policy, "a b absorbing".split()))
     of_disc = np.log(shares(expert, "ab") / shares(policy, "ab"))  # which sees no absorbing ones
-    counts = [torch.tensor([x["a"] + x["b"], x["absorbing"]]) for x in (expert, policy)]
-    offset, absorbing = g.terminal_logits(*counts, limit=0)
+    offset, absorbing = g.terminal_logits(*(torch.tensor([x["a"] + x["b"], x["absorbing"]]) for x in (expert, policy)))
     np.testing.assert_allclose(of_disc + offset.item(), best[:2], atol=0.01)
     assert absorbing.item() == pytest.approx(best[2], abs=0.01)
-    nobody = g.terminal_logits(torch.tensor([5000, 0]), torch.tensor([32_000.0, 0.0]), 1000)
+    nobody = g.terminal_logits(torch.tensor([5000, 0]), torch.tensor([32_000.0, 0.0]))
     assert nobody.isfinite().all() and abs(nobody[0]) < 1e-3  # where nothing ends, nothing changes
     for falls in (1, 20, 30_000):  # however rare, a fall is not the expert's
-        assert g.terminal_logits(torch.tensor([100, 0]), torch.tensor([32_000, falls]), 1000)[1] < -4
-
-
-def test_one_episode_like_the_experts_counts_as_the_policys():
-    """The expert spends 600 of 1000 steps behind its ends, the policy none of 5000: 600 of 6000."""
-    logits = g.terminal_logits(torch.tensor([40_000, 60_000]), torch.tensor([5000, 0]), 1000)
-    np.testing.assert_allclose(logits, np.log([0.4 / 0.9, 0.6 / 0.1]), rtol=1e-3)
+        assert g.terminal_logits(torch.tensor([100, 0]), torch.tensor([32_000, falls]))[1] < -4
 
 
 def test_visits_are_counted_to_the_limit():
@@ -555,7 +548,7 @@ def test_visits_are_counted_to_the_limit():
 
 
 def test_earlier_visits_count_half():
-    rollout, visits = toy_rollout(), dict(no_visits, policy=torch.tensor([100.0, 40.0]))
+    rollout, visits = toy_rollout(), {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100.0, 40.0])}
     rollout["terminated"][1, 2] = True  # with 90 steps left
     g.compute_rewards(rollout, a_disc(23), {"gail": g.RewardNormalizer()}, visits, g.Args())
     assert visits["policy"].tolist() == [50 + 12, 20 + 90]
@@ -570,7 +563,7 @@ def test_an_end_pays_if_it_is_the_experts(expert_ends):
         rollout["terminated"] = torch.ones(4, 3, dtype=torch.bool)  # the policy falls at every step
     for form in ("softplus", "logit", "logsigmoid"):
         normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-        visits = {"expert": expert_visits, "policy": torch.zeros(2), "limit": 5}
+        visits = {"expert": expert_visits, "policy": torch.zeros(2)}
         rewards, _ = g.compute_rewards(rollout, disc, normalizers, visits, g.Args(reward_form=form))
         better = rewards["absorbing"] > rewards["steps"].max()
         assert better if expert_ends else rewards["absorbing"] < rewards["steps"].min()

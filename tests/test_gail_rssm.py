@@ -425,7 +425,7 @@ def test_each_step_changes_its_own_network_alone():
         name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")
     }
     counts, scales = (
-        {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0]), "limit": 100},
+        {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])},
         {"reward": 1.0, "return": 1.0},
     )
     seen = {}
@@ -467,7 +467,7 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
     critic.target_net.load_state_dict(critic.net.state_dict())
     batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
-    visits = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0]), "limit": 100}
+    visits = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}
     weight = agent.actor.net[-1].weight
 
     def loss_of(scales):
@@ -581,7 +581,7 @@ def test_rewards_are_softplus_of_the_logit_in_units_of_a_running_deviation():
     batch["inside"][0, 3:] = False
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
     imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
-    counts = {"expert": torch.tensor([80, 20]), "policy": torch.tensor([50, 50]), "limit": 30}
+    counts = {"expert": torch.tensor([80, 20]), "policy": torch.tensor([50, 50])}
     scales = {"reward": 2.0}
     imagined["alive"][2:, 1] = 0.1  # steps after an end do not count
     rewards, log = r.compute_imagined_rewards(imagined, batch, disc, counts, scales)

@@ -387,7 +387,7 @@ def test_rewards_are_those_of_the_windows_normalized(form):
     centered = (plain - plain.mean()) / plain.std(correction=0)
     for normalize, expected in ((False, plain), (True, centered)):
         args = s.Args(reward_form=form, normalize_reward=normalize)
-        visits = {"expert": torch.tensor([1e9, 0]), "policy": torch.tensor([1e9, 0]), "limit": 9}  # nobody ends, surely
+        visits = {"expert": torch.tensor([1e9, 0]), "policy": torch.tensor([1e9, 0])}  # nobody ends, that is sure
         rewards, log = s.compute_window_rewards(rollout, disc, s.RewardNormalizer(), visits, args)
         torch.testing.assert_close(rewards["steps"], expected, rtol=1e-4, atol=1e-4)
         assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), abs=1e-5)
@@ -397,8 +397,8 @@ def test_rewards_are_those_of_the_windows_normalized(form):
 
 def slow_rewards(form, logits, expert, policy):
     """Bayes: the odds that a window is the expert's, times how much oftener the expert is at a window at all. `expert`
-    and `policy` count steps and absorbing ones. An episode of 200 steps like the expert's is added to the policy's."""
-    seen = (policy[0] + 200 * expert[0] / sum(expert) + 0.5) / (sum(policy) + 200 + 1)
+    and `policy` count steps and absorbing ones."""
+    seen = (policy[0] + 0.5) / (sum(policy) + 1)
     share = (expert[0] + seen) / (sum(expert) + 1), seen
     odds = logits.double().exp() * share[0] / share[1]
     absorbing = torch.tensor((1 - share[0]) / (2 - sum(share)), dtype=torch.float64)
@@ -416,7 +416,7 @@ def test_absorbing_reward_is_that_of_a_discriminator_that_counts(policy_ends, ex
     logits, rollout, normalizer = disc(windows)[None].detach(), rollout_of(windows), s.RewardNormalizer()
     rollout["steps_left"] += 60  # they count where an episode is terminated
     rollout["terminated"][0, [3, 7]] = policy_ends
-    visits, seen = {"expert": torch.tensor(expert), "policy": torch.zeros(2), "limit": 200}, []
+    visits, seen = {"expert": torch.tensor(expert), "policy": torch.zeros(2)}, []
     for rollouts in (1, 1.5):
         args = s.Args(reward_form=form, normalize_reward=normalize)
         rewards, _ = s.compute_window_rewards(rollout, disc, normalizer, visits, args)

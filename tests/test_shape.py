@@ -9,13 +9,13 @@ from conftest import ROOT
 
 # script -> lines, kB that it may have: what it has, so that it grows no more (wished for: 700, 36 and the like)
 BUDGETS = {
-    "gail_ppo": (1062, 59),
-    "gail_state_seq": (1141, 65),
-    "gail_pixels_ae": (1637, 93),
-    "gail_rssm": (1421, 81),
+    "gail_ppo": (1058, 59),
+    "gail_state_seq": (1137, 64),
+    "gail_pixels_ae": (1634, 92),
+    "gail_rssm": (1418, 81),
     "bc": (821, 45),
     "collect_expert_sac": (748, 40),
-    "toy_pointnav": (914, 49),
+    "toy_pointnav": (911, 49),
 }
 PLUMBING = "# --- Plumbing"
 

@@ -362,20 +362,16 @@ def test_visits_are_steps_and_what_is_left_after_a_goal():
 
 
 def test_terminal_logits_are_log_ratios_of_shares():
-    """With an episode like the expert's and half a step added to each count of the policy's, and to
-    the expert's one step, in the policy's shares."""
+    """With half a step added to each count of the policy's, and to the expert's one step, in the
+    policy's shares."""
     policy, expert = torch.tensor([149.5, 49.5]), torch.tensor([24.25, 74.75])
-    logits = t.terminal_logits(expert, policy, 0)  # shares of 25 and 75%, and of 75 and 25%
+    logits = t.terminal_logits(expert, policy)  # shares of 25 and 75%, and of 75 and 25%
     torch.testing.assert_close(logits, torch.tensor([1 / 3, 3.0]).log())
-    policy, expert = torch.tensor([139.5, 19.5]), torch.tensor([24.25, 74.75])  # and 40 more
-    share = 24.25 / 99
-    more = torch.tensor([140 + 40 * share, 60 - 40 * share]) / 200
-    shares = (expert + more) / 100
-    torch.testing.assert_close(t.terminal_logits(expert, policy, 40), (shares / more).log())
     for goals in (0, 1, 100):  # an expert that never ends: no end is paid for, however rare
-        logits = t.terminal_logits(torch.tensor([999, 0]), torch.tensor([1000.0, goals]), 60)
+        logits = t.terminal_logits(torch.tensor([999, 0]), torch.tensor([1000.0, goals]))
         assert logits[1].item() == pytest.approx(-math.log(1000), rel=1e-5)
-    assert t.terminal_logits(torch.tensor([10, 50]), torch.tensor([500.0, 0.0]), 0).isfinite().all()
+    assert t.terminal_logits(torch.tensor([0, 0]), torch.zeros(2)).tolist() == [0, 0]
+    assert t.terminal_logits(torch.tensor([10, 50]), torch.tensor([500.0, 0.0])).isfinite().all()
 
 
 def test_the_logits_are_those_of_the_best_d_of_steps_and_absorbing_ones():
@@ -385,7 +381,7 @@ def test_the_logits_are_those_of_the_best_d_of_steps_and_absorbing_ones():
     best = torch.log((expert / expert.sum()) / (policy / policy.sum()))
     d = torch.log((expert[:2] / expert[:2].sum()) / (policy[:2] / policy[:2].sum()))
     counts = [torch.stack([x[:2].sum(), x[2]]) * 10_000 for x in (expert, policy)]
-    offset, absorbing = t.terminal_logits(*counts, limit=0)
+    offset, absorbing = t.terminal_logits(*counts)
     torch.testing.assert_close(torch.stack([*(d + offset), absorbing]), best, rtol=1e-4, atol=1e-4)
 
 
@@ -579,13 +575,13 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form
     disc = t.PairDiscriminator(True, 8, seeded())
     rollout["pairs"] = disc.pairs(rollout["obs"], rollout["executed"])
     args = t.Args(continuous=True, reward_form=form, normalize_reward=normalize)
-    visits = {"expert": torch.tensor([400, 1600]), "policy": torch.tensor([100.0, 20.0]), "limit": 60}
+    visits = {"expert": torch.tensor([400, 1600]), "policy": torch.tensor([100.0, 20.0])}
     rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
     absorbed = sum(rollout["steps_left"][rollout["terminated"]].tolist())
     assert absorbed > 0  # the earlier rollouts count less and less
     counts = [0.5 * 100 + 70 * 8, 0.5 * 20 + absorbed]
     torch.testing.assert_close(visits["policy"], torch.tensor(counts))
-    offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts), 60)
+    offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts))
     x = torch.cat([t.INPUT_SCALE * rollout["obs"], rollout["executed"]], -1)
     with torch.no_grad():
         expected = t.imitation_reward(disc(x) + offset, form)
@@ -608,7 +604,7 @@ def test_a_policy_that_ends_as_the_expert_does_gains_nothing_by_lingering(form):
     rollout["pairs"] = disc.pairs(rollout["obs"], rollout["executed"])
     disc.net[-1].weight.data.zero_()
     counts = t.count_visits(130 * 8, rollout["steps_left"], rollout["terminated"])
-    visits = {"expert": 1e6 * counts, "policy": 1e6 * counts, "limit": 60}  # half a step is nothing
+    visits = {"expert": 1e6 * counts, "policy": 1e6 * counts}  # so many that half a one is nothing
     rewards, _ = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
     agent.critic[-1].weight.data.zero_()
     agent.critic[-1].bias.data.fill_(rewards["absorbing"] / (1 - args.gamma))
@@ -827,7 +823,7 @@ def test_the_loop_counts_where_the_expert_ends_and_the_policys_latest_rollouts(t
     seen, compute = [], t.compute_gail_rewards
 
     def noted(rollout, disc, normalizer, visits, args):
-        seen.append({name: visits[name].tolist() for name in ("expert", "policy")})
+        seen.append({name: x.tolist() for name, x in visits.items()})
         return compute(rollout, disc, normalizer, visits, args)
 
     monkeypatch.setattr(t, "compute_gail_rewards", noted)
