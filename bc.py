@@ -652,12 +652,12 @@ def report(policy, slow, demos: dict, counts, rows: list[dict], seconds, args, r
             summary["expert_return_mean"] = demos["expert_return_mean"]
     summary |= counts | {"seconds": seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
-    if args.track:
-        wandb.summary.update(summary)
-        wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
     (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
+    if args.track:  # last, since it waits for the network
+        wandb.summary.update(summary)
+        wandb.finish()
     return summary
 
 
@@ -711,7 +711,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
-        names["reinit"] = "finish_previous"  # one that failed is still open in this process
+        names |= {"job_type": script, "reinit": "finish_previous"}  # a failed one may be open still
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways

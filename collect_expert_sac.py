@@ -621,11 +621,11 @@ def report(returns: dict, rows: list[dict], seconds: float, args: Args, run_dir:
         summary |= {"best/return_mean": best["eval/return_mean"], "best/step": best["global_step"]}
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
-    if args.track:
-        wandb.summary.update(summary)
-        wandb.finish()
     (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
+    if args.track:  # last, since it waits for the network
+        wandb.summary.update(summary)
+        wandb.finish()
     return summary
 
 
@@ -639,7 +639,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
-        names["reinit"] = "finish_previous"  # one that failed is still open in this process
+        names |= {"job_type": script, "reinit": "finish_previous"}  # a failed one may be open still
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways

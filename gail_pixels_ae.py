@@ -919,7 +919,8 @@ def train(args: Args) -> dict[str, float]:
         log["charts/learning_rate"] = optimizers["agent"].param_groups[0]["lr"].item()
         names = ("time/rollout", "time/discriminator", "time/update", "time/autoencoder")
         log |= dict(zip(names, np.diff(clock).tolist()))
-        rows.append({"global_step": step} | log)
+        numbers = {name: x for name, x in log.items() if math.isfinite(x)}  # returns may be unknown
+        rows.append({"global_step": step} | numbers)
         if args.track:
             wandb.log(rows[-1], step=step)
         if last or step % args.checkpoint_interval < batch_size:
@@ -1420,14 +1421,14 @@ def report(nets, render, graphs, demos: dict, rows, seconds: float, args, run_di
             summary["expert_return_mean"] = demos["expert_return_mean"]
     summary |= {"env_steps": steps, "seconds": seconds, "charts/SPS": steps / seconds}
     print(*(f"  {name:24}{x:12,.6g}" for name, x in summary.items()), f"  {run_dir}", sep="\n")
-    if args.track:
-        wandb.summary.update(summary)
-        wandb.finish()
     plot_curves(rows, demos_mean, run_dir / "curves.png")
     if args.capture_video:
         record_side_by_side(nets, render, graphs, demos, args, run_dir / "policy.gif")
     (run_dir / "summary.tmp").write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(run_dir / "summary.tmp", run_dir / "summary.json")
+    if args.track:  # last, since it waits for the network
+        wandb.summary.update(summary)
+        wandb.finish()
     return summary
 
 
@@ -1525,7 +1526,7 @@ def open_run(script: str, args: Args, wandb_id: str | None) -> Path:
         raise UserError(f"--run-name: {run_dir} exists already; give another, or --resume it.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": run_dir.parent}
-        names["reinit"] = "finish_previous"  # one that failed is still open in this process
+        names |= {"job_type": script, "reinit": "finish_previous"}  # a failed one may be open still
         try:
             wandb.init(**names, id=wandb_id, resume="allow", config=vars(args))
         except Exception as error:  # W&B fails in many ways

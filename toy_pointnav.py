@@ -809,7 +809,7 @@ def start_run(args: Args) -> Path:
     require(not run_dir.exists(), f"--run-name: {run_dir} exists already; give another.")
     if args.track:
         names = {"project": args.wandb_project_name, "name": run_dir.name, "dir": args.output_dir}
-        names["reinit"] = "finish_previous"  # one that failed is still open in this process
+        names |= {"job_type": "toy_pointnav", "reinit": "finish_previous"}  # one may be open
         try:
             wandb.init(**names, config=vars(args))
         except Exception as error:  # W&B fails in many ways

@@ -1195,7 +1195,7 @@ def test_nothing_but_pixels_reaches_the_learner(tmp_path, monkeypatch, finished)
     monkeypatch.setattr(script, "load_demos", blind_demos)
     assert not any("return" in name for name in mini(tmp_path, name="blind"))
     rows = rows_of(tmp_path / "blind")  # the NaNs were really there
-    assert all(math.isnan(float(row["reward/env_mean"])) for row in rows)
+    assert not any("reward/env_mean" in row for row in rows)
     assert "ae/recon_policy" in rows[-1] and "eval/return_mean" not in rows[-1]
     assert same(*(checkpoint_of(x)["networks"] for x in (finished, tmp_path / "blind")))
 

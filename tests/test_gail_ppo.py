@@ -1453,7 +1453,21 @@ def test_a_tracked_run_after_one_that_failed_is_one_of_its_own(tmp_path, monkeyp
     args = g.Args(track=True, run_name="next", output_dir=str(tmp_path))
     g.open_run("gail_ppo", args, None)
     assert g.wandb.run.id != failed and g.wandb.run.name == "next" and g.wandb.run.config["run_name"] == "next"
+    assert g.wandb.run.job_type == "gail_ppo"  # the script: all log into one project
     g.wandb.finish()
+
+
+def test_a_run_is_whole_on_disk_before_it_waits_for_the_network(tmp_path, monkeypatch):
+    def no_network():
+        raise OSError("no network")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with monkeypatch.context() as patch:
+        patch.setattr(g.wandb, "finish", no_network)
+        with pytest.raises(SystemExit):
+            run(tmp_path, "a", "--track")
+    g.wandb.finish()
+    assert {"summary.json", "curves.png", "policy.pt"} <= {path.name for path in (tmp_path / "a").iterdir()}
 
 
 def test_a_moved_run_is_tracked_where_it_is_now(tmp_path, monkeypatch):

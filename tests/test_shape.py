@@ -11,7 +11,7 @@ from conftest import ROOT
 BUDGETS = {
     "gail_ppo": (1058, 59),
     "gail_state_seq": (1137, 64),
-    "gail_pixels_ae": (1634, 92),
+    "gail_pixels_ae": (1635, 93),
     "gail_rssm": (1418, 81),
     "bc": (821, 45),
     "collect_expert_sac": (748, 40),

@@ -33,7 +33,9 @@ def test_a_sweep_is_one_that_its_script_takes(name):
     assert sweep["program"] == f"{name}.py"
     assert f'"{sweep["metric"]["name"]}"' in (ROOT / f"{name}.py").read_text()
     assert sweep["metric"]["goal"] == "maximize"
-    assert sweep["early_terminate"]["type"] == "hyperband"
+    assert sweep["project"] == script.Args().wandb_project_name  # beside other runs; and it can be resumed
+    assert sweep["method"] == "grid" or sweep["run_cap"] > 0  # random search has no end of its own
+    assert sweep["method"] == "random" or "early_terminate" not in sweep  # grids compare what learns late, too
     assert sweep["command"][0] == "${env}" and sweep["command"][-1] == "${args}"
     fixed = sweep["command"][3:-1]
     assert "--track" in fixed
