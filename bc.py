@@ -337,7 +337,7 @@ def train(args: Args) -> dict[str, float]:
             log["charts/SPS"] = done / seconds
             rows.append(log)
             if args.track:
-                wandb.log(log, step=done)
+                wandb.log(log, step=done, commit=True)
             checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "bc checkpoint",

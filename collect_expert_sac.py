@@ -423,7 +423,7 @@ def train(args: Args) -> dict[str, float]:
                 "(the last checkpoint is older).")
         rows.append({"global_step": step} | row)
         if args.track:
-            wandb.log(rows[-1], step=step)
+            wandb.log(rows[-1], step=step, commit=True)
         if saving:
             checkpoint = {name: x.state_dict() for name, x in ({"sac": sac} | optimizers).items()}
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else

@@ -691,7 +691,7 @@ def train(args: Args) -> dict[str, float]:
         numbers = {name: x for name, x in log.items() if math.isfinite(x)}  # returns may be unknown
         rows.append({"global_step": step} | numbers)
         if args.track:
-            wandb.log(rows[-1], step=step)
+            wandb.log(rows[-1], step=step, commit=True)
         if last or step % args.checkpoint_interval < batch_size:
             checkpoint = {name: learner.state_dict() for name, learner in learners.items()}
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else

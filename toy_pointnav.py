@@ -562,7 +562,7 @@ def train(args: Args) -> dict[str, float]:
         rows.append({"global_step": step} | log)
         write_csv(rows, run_dir / "metrics.csv")
         if args.track:
-            wandb.log(rows[-1], step=step)
+            wandb.log(rows[-1], step=step, commit=True)
     policy = {"kind": "toy_pointnav policy", "agent": agent.state_dict()}
     policy |= {"continuous": continuous, "hidden_size": args.hidden_size}
     save_atomically(policy, run_dir / "policy.pt")
