@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -1468,6 +1469,14 @@ def test_a_run_is_whole_on_disk_before_it_waits_for_the_network(tmp_path, monkey
             run(tmp_path, "a", "--track")
     g.wandb.finish()
     assert {"summary.json", "curves.png", "policy.pt"} <= {path.name for path in (tmp_path / "a").iterdir()}
+
+
+def test_the_summary_in_wandb_ends_with_the_final_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    final = run(tmp_path, "a", "--track")["eval/return_mean"]
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    logged = re.findall(rb"eval/return_mean.{1,4}?(-?[0-9.]{9,})", log.read_bytes(), re.DOTALL)
+    assert float(logged[-1]) == final != float(rows_of(tmp_path / "a")[-1]["eval/return_mean"])
 
 
 def test_a_moved_run_is_tracked_where_it_is_now(tmp_path, monkeypatch):
