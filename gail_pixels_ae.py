@@ -77,7 +77,6 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
@@ -664,11 +663,11 @@ def update_latent_discriminator(graphs, expert, rollout, args: Args, generator):
 def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), "absorbing": that of each step
     after an end}, normalized; log. `visits` is what terminal_logits takes; the rollout's counts are
-    added to the policy's, which fade."""
+    added to the policy's."""
     logit = nets.disc(rollout["features"]).squeeze(-1)
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
     counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()
-    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
+    visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
     rewards, absorbing = F.softplus(logit + offset), F.softplus(absorbing_logit)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}

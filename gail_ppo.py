@@ -73,7 +73,6 @@ from tqdm import tqdm
 
 MAX_LOG_RATIO = 1.0  # where PPO's log ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 
@@ -448,7 +447,7 @@ def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args
 def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], visits, args: Args):
     """What PPO maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after an
     end}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
-    policy's, which fade."""
+    policy's."""
     rewards, absorbing, log = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}, {}
     if args.reward_source != "gail":
         require(rewards["env"].isfinite().all(), f"--reward-source {args.reward_source} needs the "
@@ -456,7 +455,7 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
     if args.reward_source != "env":
         logit = disc(disc_inputs(rollout["obs"], rollout["executed"]))
         counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-        visits["policy"] = VISITS_KEPT * visits["policy"] + counts
+        visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
         offset, absorbing_logit = terminal_logits(**visits)
         rewards["gail"] = imitation_reward(logit + offset, args.reward_form)
         absorbing["gail"] = imitation_reward(absorbing_logit, args.reward_form)

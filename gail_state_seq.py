@@ -75,7 +75,6 @@ from tqdm import tqdm
 
 MAX_LOG_RATIO = 1.0  # where PPO's log ratio is cut, or one bad action could outweigh a minibatch
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
 HEADS = 4  # of the transformer's attention
@@ -540,10 +539,10 @@ def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, ge
 def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the reward (T, N) of each step, for the window that its action
     completed, "absorbing": that of each step after an end}, log. `visits` is what terminal_logits
-    takes; the rollout's counts are added to the policy's, which fade."""
+    takes; the rollout's counts are added to the policy's."""
     logit = disc.score(rollout["tokens"], rollout["window"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
+    visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
     rewards = imitation_reward(logit + offset, args.reward_form)
     absorbing = imitation_reward(absorbing_logit, args.reward_form)

@@ -67,7 +67,6 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
-VISITS_KEPT = 0.5  # share of earlier steps and ends that still counts: what is long past misleads
 INPUT_SCALE = 2.5  # so that positions, as the expert visits them, spread by about 1
 INITIAL_LOG_STD = -0.5  # of the --continuous policy's Gaussian
 BACKTRACK_STEPS = 10  # step sizes that TRPO's line search tries, each half of the one before
@@ -421,10 +420,10 @@ def update_plain_discriminator(disc, optimizer, expert, policy, num_steps, args:
 def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
     """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
     the goal}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
-    policy's, which fade."""
+    policy's."""
     logit = disc(rollout["pairs"])
     counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
-    visits["policy"] = VISITS_KEPT * visits["policy"] + counts
+    visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
     rewards = imitation_reward(logit + offset, args.reward_form)
     absorbing = imitation_reward(absorbing_logit, args.reward_form)
