@@ -29,7 +29,7 @@ MUTANTS = [
         "F.softplus(-expert_logit).mean() + F.softplus(policy_logit)",
         "F.softplus(expert_logit).mean() + F.softplus(-policy_logit)",
     ),
-    ("gail_ppo", "ends are never forgotten", "VISITS_KEPT * visits", "visits"),
+    ("gail_ppo", "earlier ends are forgotten", 'visits["policy"] += counts', 'visits["policy"] = counts'),
     (
         "gail_ppo",
         "bootstrap dropped at truncation",

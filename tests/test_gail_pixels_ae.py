@@ -941,10 +941,10 @@ def test_what_follows_an_end_is_paid_by_how_often_the_expert_is_there():
     args = settings(*SMALL, "--no-normalize-reward")
     nets, rollout = networks(args), endless(torch.randn(10, 4, 12))
     rollout["terminated"][3, 1], rollout["steps_left"][3, 1] = True, 20
-    visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 60.0])}
+    visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 70.0])}
     rewards, log = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
-    assert visits["policy"].tolist() == pytest.approx([0.5 * 40 + 40, 0.5 * 60 + 20])
-    policy = np.array([60.5, 50.5]) / 111
+    assert visits["policy"].tolist() == pytest.approx([40 + 40, 70 + 20])
+    policy = np.array([80.5, 90.5]) / 171
     expert = (np.array([300, 100]) + policy) / 401
     with torch.no_grad():
         logit = nets.disc(rollout["features"])[..., 0] + math.log(expert[0] / policy[0])
@@ -980,7 +980,7 @@ def test_rewards_are_normalized_by_those_of_all_processes(monkeypatch):
     rollout, visits = endless(features), no_ends()
     monkeypatch.setattr(script, "all_gather", lambda x: torch.cat([x, x + 4]))
     rewards, _ = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
-    assert visits["policy"].tolist() == pytest.approx([5e5 + 20 + 24, 4])
+    assert visits["policy"].tolist() == pytest.approx([1e6 + 20 + 24, 4])
     with torch.no_grad():
         plain = torch.nn.functional.softplus(nets.disc(features)).squeeze(-1)
     everyones = torch.cat([plain, plain + 4])

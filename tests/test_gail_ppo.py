@@ -61,7 +61,8 @@ def first_episodes(envs, seed=0, limit=1000) -> dict:
     return episodes | {"length": torch.zeros(len(obs), dtype=torch.int64)}
 
 
-no_visits = {"expert": torch.tensor([100, 0]), "policy": torch.zeros(2)}
+def no_visits() -> dict:
+    return {"expert": torch.tensor([100, 0]), "policy": torch.zeros(2)}
 
 
 # Environment
@@ -498,7 +499,7 @@ def toy_rollout(steps=4, envs=3):
 def test_rewards_follow_their_source(source):
     rollout, args, disc = toy_rollout(), g.Args(reward_source=source), a_disc(23)
     normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-    rewards, log = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), args)
+    rewards, log = g.compute_rewards(rollout, disc, normalizers, no_visits(), args)
 
     def normalized(x, of):
         return (x - of.mean()) / of.std(correction=0)
@@ -519,7 +520,7 @@ def test_rewards_follow_their_source(source):
     assert rewards["absorbing"] == pytest.approx(float(absorbing), abs=1e-4)
     assert log["reward/env_mean"] == pytest.approx(rollout["env_reward"].mean().item())
     if source == "gail":
-        plain, _ = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args(normalize_reward=False))
+        plain, _ = g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args(normalize_reward=False))
         np.testing.assert_allclose(plain["steps"], gail, rtol=1e-5)
         assert plain["absorbing"] == pytest.approx(after, rel=1e-5)
 
@@ -548,11 +549,11 @@ def test_visits_are_counted_to_the_limit():
     assert counts.tolist() == [4, 12]
 
 
-def test_earlier_visits_count_half():
+def test_visits_of_the_whole_run_count():
     rollout, visits = toy_rollout(), {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100.0, 40.0])}
     rollout["terminated"][1, 2] = True  # with 90 steps left
     g.compute_rewards(rollout, a_disc(23), {"gail": g.RewardNormalizer()}, visits, g.Args())
-    assert visits["policy"].tolist() == [50 + 12, 20 + 90]
+    assert visits["policy"].tolist() == [100 + 12, 40 + 90]
 
 
 @pytest.mark.parametrize("expert_ends", [True, False])
@@ -650,11 +651,11 @@ def test_rewards_that_are_no_numbers_stop_only_who_needs_them():
     rollout, disc = toy_rollout(), a_disc(23)
     rollout["env_reward"][0, 0] = math.nan
     normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-    rewards, _ = g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args())
+    rewards, _ = g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args())
     assert rewards["steps"].isfinite().all()
     for source in ("env", "combined"):
         with pytest.raises(g.UserError, match="use gail"):
-            g.compute_rewards(rollout, disc, normalizers, dict(no_visits), g.Args(reward_source=source))
+            g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args(reward_source=source))
 
 
 def test_a_constant_reward_does_not_become_a_huge_one():

@@ -578,8 +578,8 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form
     visits = {"expert": torch.tensor([400, 1600]), "policy": torch.tensor([100.0, 20.0])}
     rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
     absorbed = sum(rollout["steps_left"][rollout["terminated"]].tolist())
-    assert absorbed > 0  # the earlier rollouts count less and less
-    counts = [0.5 * 100 + 70 * 8, 0.5 * 20 + absorbed]
+    assert absorbed > 0
+    counts = [100.0 + 70 * 8, 20.0 + absorbed]
     torch.testing.assert_close(visits["policy"], torch.tensor(counts))
     offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts))
     x = torch.cat([t.INPUT_SCALE * rollout["obs"], rollout["executed"]], -1)
@@ -819,7 +819,7 @@ def test_the_loop_gives_d_what_was_executed(tmp_path, no_page, monkeypatch):
     assert max(executed.abs().max() for _, executed in inputs) <= 1
 
 
-def test_the_loop_counts_where_the_expert_ends_and_the_policys_latest_rollouts(tmp_path, no_page, monkeypatch):
+def test_the_loop_counts_where_the_expert_ends_and_all_the_policys_rollouts(tmp_path, no_page, monkeypatch):
     seen, compute = [], t.compute_gail_rewards
 
     def noted(rollout, disc, normalizer, visits, args):
@@ -833,7 +833,7 @@ def test_the_loop_counts_where_the_expert_ends_and_the_policys_latest_rollouts(t
     assert not demos["success"].all()
     assert [x["expert"] for x in seen] == [[demos["length"].sum(), absorbed]] * 4
     steps = [x["policy"][0] for x in seen]
-    assert steps == pytest.approx([0, 256, 0.5 * 256 + 256, 0.5 * (0.5 * 256 + 256) + 256])
+    assert steps == [0, 256, 512, 768]
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path, no_page):
