@@ -307,9 +307,10 @@ def train(args: Args) -> dict[str, float]:
             learner.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
-        done, summary = rows[-1]["global_step"], Path(args.resume).with_name("summary.json")
-        require(done < args.gradient_steps + (not summary.exists()), "--resume: this run has come "
-                "that far; give a greater --gradient-steps.")
+        done, summary = rows[-1]["global_step"], Path(args.resume).parent / "summary.json"
+        finished = done == args.gradient_steps and summary.exists()
+        require(done <= args.gradient_steps and not finished, "--resume: this run has come that "
+                "far; give a greater --gradient-steps.")
     run_dir = open_run("bc", args, wandb_id)
 
     start, total = time.perf_counter() - seconds, args.gradient_steps
@@ -402,12 +403,10 @@ def load_demos(args, required: list[str]) -> dict:
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
-    except KeyError as error:
-        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
-                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
-                        "docs/own_demonstrations.md.") from None
+        missing = isinstance(error, KeyError)
+        why = f"the field {error} is missing" if missing else reason(error)
+        raise UserError(f"--demos {args.demos}: {why}; see docs/own_demonstrations.md.") from None
     if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
@@ -510,7 +509,7 @@ def match_demos(demos: dict, envs) -> None:
                 f"environment's {x.shape}; give demonstrations of this environment.")
     constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
-        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
+        warnings.warn(f"observations {constant} never vary in the demonstrations: left out")
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
@@ -559,7 +558,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
         raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
-                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
+                        f"{obs[i, dim]} at step {step} of an episode; fix the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
@@ -600,7 +599,7 @@ def final_evaluation(policy, task: dict, args: Args, path: Path, figure: Path) -
         sampled = evaluate(policy, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
-        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+        print(f"  {task['env_id']} gives no rewards, so the policy's return is unknown")
         return [mean[-1], sampled[-1]]
     print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
     print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")

@@ -252,7 +252,7 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
         next_obs[i] = info["final_obs"][i]
     finite = all(np.isfinite(x).all() for x in (new_obs, next_obs, reward))
     require(finite, f"--env-id {envs.spec.id}: an observation or a reward is not a finite number; "
-            "mend the environment.")
+            "fix the environment.")
     episodes["obs"] = torch.from_numpy(new_obs)
     episodes["return"] += torch.from_numpy(reward)
     if ended.any():
@@ -374,8 +374,8 @@ def train(args: Args) -> dict[str, float]:
         envs.set_state(simulator)
         episodes = saved["episodes"]
     num_iterations = math.ceil(args.total_timesteps / args.num_envs)
-    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
-    require(done < num_iterations + (not finished), "--resume: this run has come that far; "
+    finished = done == num_iterations and (Path(args.resume).parent / "summary.json").exists()
+    require(done <= num_iterations and not finished, "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
     run_dir = open_run("collect_expert_sac", args, wandb_id)
 

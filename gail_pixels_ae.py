@@ -98,7 +98,7 @@ MODEL_HIDDEN = 256  # width of the hidden layers of predictor and inverse model
 PREDICTOR_BATCH_SIZE = 512
 PREDICTOR_PRETRAINING = 16  # times as many predictor steps before the policy's first update
 SNIPPET = 16  # consecutive frames in a minibatch of the autoencoder
-REST_OF_AE_LR = 0.2  # what is left of the autoencoder's step size after its pretraining
+AE_LR_KEPT = 0.2  # what is left of the autoencoder's step size after its pretraining
 # torchrun starts W processes and tells each its rank; they share environments and minibatches
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -154,7 +154,7 @@ class Args:
     policy_obs: Literal["latent", "state"] = "latent"
     """what policy and value see: predicted latents, or the robot's own state"""
     pretrain_steps: int = 2_000  # autoencoder steps on a rollout of the untrained policy
-    ae_steps: int = 24  # autoencoder steps after each rollout (0: at rest after the pretraining)
+    ae_steps: int = 24  # autoencoder steps after each rollout (0: frozen after the pretraining)
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
     predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees present latents)
     ae_batch_size: int = 128  # frames in a minibatch: half of the expert, up to half of the policy
@@ -326,10 +326,11 @@ class Networks(nn.Module):
         features_dim, action_dim = args.frame_stack * args.latent_dim, space.shape[0]
         obs_dim = history_dim = features_dim + (args.frame_stack - 1) * action_dim
         if args.has_predictor():
-            sight_dim = min(args.frame_stack, 2) * args.latent_dim  # last step, and newest latent
-            sizes = [history_dim + LOOK_AHEAD * action_dim, MODEL_HIDDEN, MODEL_HIDDEN, sight_dim]
+            predicted_dim = min(args.frame_stack, 2) * args.latent_dim  # last step, newest latent
+            inputs_dim = history_dim + LOOK_AHEAD * action_dim
+            sizes = [inputs_dim, MODEL_HIDDEN, MODEL_HIDDEN, predicted_dim]
             self.predictor = mlp(sizes, 1.0, generator)
-            obs_dim = sight_dim + min(args.frame_stack - 1, 1) * action_dim
+            obs_dim = predicted_dim + min(args.frame_stack - 1, 1) * action_dim
         self.autoencoder = Autoencoder(frames, args.latent_dim, args.frame_stack)
         if args.policy_obs == "state":
             self.standardize_state, obs_dim = Standardize(states), states.shape[1]
@@ -350,9 +351,10 @@ class Networks(nn.Module):
             return features, history, self.standardize_state(states)
         if self.predictor is None:
             return features, history, history
-        nothing = history.new_zeros((len(history), LOOK_AHEAD * actions.shape[-1]))
-        sight = self.predictor(torch.cat([history, nothing], dim=1)).clamp(-INPUT_CLIP, INPUT_CLIP)
-        return features, history, torch.cat([sight, actions[:, -1:].flatten(1)], dim=1)
+        no_actions = history.new_zeros((len(history), LOOK_AHEAD * actions.shape[-1]))
+        predicted = self.predictor(torch.cat([history, no_actions], dim=1))
+        predicted = predicted.clamp(-INPUT_CLIP, INPUT_CLIP)
+        return features, history, torch.cat([predicted, actions[:, -1:].flatten(1)], dim=1)
 
 
 def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
@@ -361,14 +363,14 @@ def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
     policy 8 times as far as one of 17. Step sizes are tensors, so that CUDA graphs read them."""
     first = [*nets.agent.actor[0].parameters(), *nets.agent.critic[0].parameters()]
     others = [*nets.agent.actor[1:].parameters(), *nets.agent.critic[1:].parameters()]
-    eyes = list(nets.autoencoder.parameters())
+    weights = list(nets.autoencoder.parameters())
     if nets.inverse:
-        eyes += nets.inverse.parameters()
+        weights += nets.inverse.parameters()
     first_lr = args.learning_rate * min(1.0, FULL_STEP_INPUTS / nets.agent.actor[0].in_features)
     groups = {
         "agent": [(others, args.learning_rate), (first, first_lr)],
         "disc": [(nets.disc.parameters(), args.disc_learning_rate)],
-        "autoencoder": [(eyes, args.ae_learning_rate)],
+        "autoencoder": [(weights, args.ae_learning_rate)],
     }
     if nets.predictor:
         groups["predictor"] = [(nets.predictor.parameters(), 1e-3)]
@@ -613,8 +615,9 @@ def play(envs, render, nets, graphs, episodes: dict, generator: Generator | None
         step |= {"features": features, "next_obs": obs}  # of what the action led to
         step["frame"] = frames[:, -1].clone()
         if ended.any():
-            begun, episodes["length"][ended], episodes["return"][ended] = step["ended"], 0, 0.0
-            seen = (render.prepare(state), render.states(state), begun)
+            episodes["length"][ended] = 0
+            episodes["return"][ended] = 0.0
+            seen = (render.prepare(state), render.states(state), step["ended"])
             seen = (*(x.to(device) for x in seen), frames, latents, actions)
             frames, latents, actions, _, history, obs = graphs["see_first"](*seen)
         episodes.update(frames=frames, actions=actions, state=render.states(state))
@@ -742,7 +745,7 @@ def update_predictor(nets, graphs, rollout, num_steps: int, generator):
 
 def autoencoder_step(nets, optimizers, args, expert, snippets, actions, usable):
     """One step on the expert's frames (B, H, W) and snippets (S, length, H, W) of the policy's. The
-    inverse model learns from the latter alone: nobody tells what the expert did. actions (S, V, A)
+    inverse model learns from the latter alone: the expert's actions are unknown. actions (S, V, A)
     led to the last frames of the snippets' windows, which are usable (S, V) bool."""
     frames, count = torch.cat([expert, snippets.flatten(0, 1)]), len(expert)
     # bfloat16 halves the time. It is for this training alone.
@@ -792,19 +795,20 @@ def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     expert["features"] = autoencoder.standardize(features)[expert["after_action"]]
 
 
-def pretrain(world, nets, graphs, optimizers, expert, args: Args, generator):
-    """Autoencoder, inverse model and predictor learn from the untrained policy's random actions."""
+def pretrain(collect, nets, graphs, optimizers, expert, args: Args, generator):
+    """Autoencoder, inverse model and predictor learn from the untrained policy's random actions:
+    collect() -> rollout, log."""
     if args.pretrain_steps:
-        rollout, _ = collect_frames(*world, args.num_steps, generator)
+        rollout, _ = collect()
         for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=RANK > 0 or None):
-            rest = min(1.0, max(2 - 2 * i / args.pretrain_steps, REST_OF_AE_LR))
-            optimizers["autoencoder"].param_groups[0]["lr"].fill_(args.ae_learning_rate * rest)
+            share = min(1.0, max(2 - 2 * i / args.pretrain_steps, AE_LR_KEPT))
+            optimizers["autoencoder"].param_groups[0]["lr"].fill_(args.ae_learning_rate * share)
             # Reconstruction goes first: latents that mean nothing yet have nothing to tell.
             inverse = i > 0.2 * args.pretrain_steps
             update_autoencoder(graphs, expert, rollout, 1, args, generator, inverse)
         encode_expert(nets.autoencoder, expert)
     if nets.predictor:
-        rollout, _ = collect_frames(*world, args.num_steps, generator)
+        rollout, _ = collect()
         steps = PREDICTOR_PRETRAINING * args.predictor_steps
         update_predictor(nets, graphs, rollout, steps, generator)
 
@@ -818,7 +822,8 @@ def train(args: Args) -> dict[str, float]:
     args.check()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # for convolutions, whose initialization takes no generator
-    device, generator = join_processes(args.cuda), Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
+    device = join_processes(args.cuda)
     demos = load_demos(args, required=[])
     if args.gamma == 0:  # 1 / (1 - gamma) steps: a tenth of an episode
         args.gamma = float(np.clip(1 - 10 / demos["lengths"].mean(), 0.9, 0.99))
@@ -861,8 +866,9 @@ def train(args: Args) -> dict[str, float]:
     batch_size = args.num_envs * args.num_steps
     pretraining = args.pretraining_rollouts() * batch_size
     num_iterations = (args.total_timesteps - pretraining) // batch_size
-    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
-    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+    summary = Path(args.resume).parent / "summary.json"
+    finished = len(rows) == num_iterations and summary.exists()
+    require(len(rows) <= num_iterations and not finished, "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
     if RANK == 0:
         run_dir = open_run("gail_pixels_ae", args, wandb_id)
@@ -870,10 +876,13 @@ def train(args: Args) -> dict[str, float]:
             first_frames = {"expert": expert["frames"][0], "policy": episodes["frames"][0, -1]}
             plot_first_frames(first_frames, run_dir / "first_frames.png")
 
-    start, world = time.perf_counter() - seconds, (envs, render, nets, graphs, episodes)
+    start = time.perf_counter() - seconds
+    collect = partial(
+        collect_frames, envs, render, nets, graphs, episodes, args.num_steps, generator
+    )
     encode_expert(nets.autoencoder, expert)
     if not args.resume:
-        pretrain(world, nets, graphs, optimizers, expert, args, generator)
+        pretrain(collect, nets, graphs, optimizers, expert, args, generator)
     annealed = [group for x in optimizers if x != "disc" for group in optimizers[x].param_groups]
     for group in annealed:
         group.setdefault("initial_lr", group["lr"].item())
@@ -884,7 +893,7 @@ def train(args: Args) -> dict[str, float]:
             for group in annealed:
                 group["lr"].fill_(group["initial_lr"] * (1 - iteration / num_iterations))
         clock = [time.perf_counter()]
-        rollout, log = collect_frames(*world, args.num_steps, generator)
+        rollout, log = collect()
         clock.append(time.perf_counter())
         log |= update_latent_discriminator(graphs, expert, rollout, args, generator)
         rewards, reward_log = compute_latent_rewards(nets, rollout, normalizer, visits, args)
@@ -990,12 +999,10 @@ def load_demos(args, required: list[str]) -> dict:
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
-    except KeyError as error:
-        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
-                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
-                        "docs/own_demonstrations.md.") from None
+        missing = isinstance(error, KeyError)
+        why = f"the field {error} is missing" if missing else reason(error)
+        raise UserError(f"--demos {args.demos}: {why}; see docs/own_demonstrations.md.") from None
     if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
@@ -1126,7 +1133,7 @@ class PictureRenderer(nn.Module):
         self.sizes = [(rows, columns), (self.height, self.width)]  # that a film may have
 
     def states(self, pictures: np.ndarray) -> Tensor:
-        return torch.zeros(len(pictures), 0)  # nobody knows them
+        return torch.zeros(len(pictures), 0)  # they are unknown
 
     def prepare(self, pictures: np.ndarray) -> Tensor:
         return shrink(pictures, self.height, self.width)
@@ -1164,9 +1171,9 @@ class CapsuleRenderer(nn.Module):
         self.qpos, self.positions, self.rotations, self.centers_of_mass = map(
             self.batch.bind, ("qpos", "geom_xpos", "geom_xmat", "subtree_com")
         )
-        plane, sphere, capsule = (
-            int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
-        )
+        kinds = mujoco.mjtGeom
+        plane, sphere = int(kinds.mjGEOM_PLANE), int(kinds.mjGEOM_SPHERE)
+        capsule = int(kinds.mjGEOM_CAPSULE)
         self.geoms = np.flatnonzero((model.geom_type != plane) & (model.geom_rgba[:, 3] > 0))
         for i in self.geoms:
             require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
@@ -1192,7 +1199,7 @@ class CapsuleRenderer(nn.Module):
         middle (right, up), half axis (right, up) and radius, in metres; brightness."""
         positions = obs[:, : self.qpos.shape[1] - self.unobserved]
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
-        require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
+        require(not len(bad), f"dimensions {bad} of an observation are not finite; fix the "
                 "environment.")
         poses = np.empty((len(obs), len(self.geoms), 6))
         for start in range(0, len(obs), POSES_AT_ONCE):
@@ -1372,12 +1379,12 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
 
 def final_evaluation(nets, render, graphs, task: dict, args, path: Path) -> list[np.ndarray]:
     """Returns (E,) with the mean action, and sampled; those after each step go into a .npz."""
-    settings, count = (nets, render, graphs, task), args.eval_episodes
-    mean = evaluate(*settings, count, args.seed + 20_000, args)
-    sampled = evaluate(*settings, count, args.seed + 30_000, args, sampled=True)
+    count, seed = args.eval_episodes, args.seed
+    mean = evaluate(nets, render, graphs, task, count, seed + 20_000, args)
+    sampled = evaluate(nets, render, graphs, task, count, seed + 30_000, args, sampled=True)
     np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
-        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+        print(f"  {task['env_id']} gives no rewards, so the policy's return is unknown")
     else:
         print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
         print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")

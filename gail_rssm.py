@@ -151,8 +151,7 @@ class Args:
     horizon: int = 12  # steps to imagine (H)
     num_starts: int = 128  # replayed states to imagine from, at most (S)
     learning_rate: float = 8e-4  # Adam step size of policy and value
-    gamma: float = 0.0
-    """discount factor (0: 1 - 3 / mean length of the demonstrations, from 0.85 to 0.99)"""
+    gamma: float = 0.0  # discount factor (0: 1 - 3 / L, 0.85 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.95  # lambda of the lambda-returns
     ent_coef: float = 1e-3  # weight of the policy's entropy bonus
     hidden_size: int = 128  # width of the two hidden layers of policy and value
@@ -215,7 +214,7 @@ class Standardize(nn.Module):
         return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
-class Eyes(nn.Module):
+class Autoencoder(nn.Module):
     """What --obs pixels sees of raw observations (B, O): the latents of a frame drawn of each.
     `frames` (B, rows, columns) uint8 say what an average frame is, how much each pixel varies."""
 
@@ -367,13 +366,13 @@ class TransitionDiscriminator(nn.Module):
 
 
 class RSSMAgent(nn.Module):
-    """World model and policy: all that acting needs. What is seen, raw observations or what `eyes`
-    make of them, is standardized by demos["obs"] (K, O), actions by the bounds demos["low"] and
-    ["high"] (A,)."""
+    """World model and policy: all that acting needs. What is seen, raw observations or what the
+    autoencoder makes of them, is standardized by demos["obs"] (K, O), actions by the bounds
+    demos["low"] and ["high"] (A,)."""
 
-    def __init__(self, demos: dict, args, eyes: Eyes | None = None):
+    def __init__(self, demos: dict, args, autoencoder: Autoencoder | None = None):
         super().__init__()
-        self.eyes = eyes
+        self.autoencoder = autoencoder
         obs_dim, self.action_dim = demos["obs"].shape[1], len(demos["low"])
         self.standardize = Standardize(demos["obs"])
         self.standardize_action = Standardize(np.stack([demos["low"], demos["high"]]))
@@ -382,14 +381,16 @@ class RSSMAgent(nn.Module):
 
     def see(self, obs: np.ndarray) -> Tensor:
         """Raw observations (N, O) -> standardized ones, of a state or of a frame."""
-        seen = self.eyes(np.asarray(obs)) if self.eyes else torch.as_tensor(obs)
+        seen = self.autoencoder(np.asarray(obs)) if self.autoencoder else torch.as_tensor(obs)
         return self.standardize(seen.to(self.standardize.mean.device))
 
     def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
         """The state and action before an episode's first step: zeros."""
         device = self.standardize.mean.device
-        sizes = {"state": self.model.state_size, "action": self.action_dim}
-        return {name: torch.zeros(num_envs, x, device=device) for name, x in sizes.items()}
+        return {
+            "state": torch.zeros(num_envs, self.model.state_size, device=device),
+            "action": torch.zeros(num_envs, self.action_dim, device=device),
+        }
 
     @torch.no_grad()
     def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
@@ -518,11 +519,14 @@ class Replay:
 
     def add(self, episode: Tensor, terminated: bool) -> None:
         """An episode of T steps, rows (T + 1, O + A)."""
-        new, columns = slice(self.size, self.size + len(episode)), self.columns
-        obs_dim, self.size = columns["obs"].shape[1], new.stop
-        columns["obs"][new], columns["action"][new] = episode.tensor_split([obs_dim], dim=1)
-        columns["first"][new], columns["last"][new] = new.start, new.stop - 1
-        columns["terminated"][new.stop - 1] = terminated
+        columns, first, last = self.columns, self.size, self.size + len(episode) - 1
+        obs_dim, new = columns["obs"].shape[1], slice(first, last + 1)
+        columns["obs"][new] = episode[:, :obs_dim]
+        columns["action"][new] = episode[:, obs_dim:]
+        columns["first"][new] = first
+        columns["last"][new] = last
+        columns["terminated"][last] = terminated
+        self.size = last + 1
 
     def draw(self, args, generator: Generator) -> dict[str, Tensor]:
         """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
@@ -586,21 +590,21 @@ def begin_episode(agent: RSSMAgent, episodes: dict, i: int) -> None:
     episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
 
 
-def pretrain_eyes(eyes: Eyes, envs, demos: dict, args, generator) -> None:
+def pretrain_autoencoder(autoencoder: Autoencoder, envs, demos: dict, args, generator) -> None:
     """Train the autoencoder on demonstrated frames and those of random actions, half and half; then
-    it rests, so that what has been seen stays what it was."""
+    it is frozen, so that what has been seen stays what it was."""
     envs.action_space.seed(args.seed)
     seen = [envs.reset(seed=args.seed)[0]]
     for _ in range(RANDOM_STEPS // envs.num_envs):
         seen.append(envs.step(envs.action_space.sample())[0])
         check_finite(envs, seen[-1], len(seen) - 1)
-    kinds = [eyes.render(demos["observations"]), eyes.render(np.concatenate(seen))]
-    optimizer = Adam(eyes.parameters(), lr=1e-3, fused=True)
+    kinds = [autoencoder.render(demos["observations"]), autoencoder.render(np.concatenate(seen))]
+    optimizer = Adam(autoencoder.parameters(), lr=1e-3, fused=True)
     for i in tqdm(range(args.pretrain_steps), desc="pretraining", disable=None):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 2 - 2 * i / args.pretrain_steps)
         rows = [torch.randint(len(x), (AE_BATCH_SIZE,), generator=generator) for x in kinds]
         frames = torch.cat([x[i.to(x.device)] for x, i in zip(kinds, rows)])
-        optimizer_step(optimizer, eyes.reconstruction_error(frames), math.inf)
+        optimizer_step(optimizer, autoencoder.reconstruction_error(frames), math.inf)
 
 
 def optimizer_step(optimizer, loss: Tensor, max_norm: float) -> None:
@@ -656,10 +660,10 @@ def update_transition_discriminator(disc, optimizer, expert, imagined: dict, arg
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
         policy_x = policy[torch.randint(len(policy), (size,), generator=generator)]
         noise = DISC_NOISE * torch.randn((2, *policy_x.shape), generator=generator)
-        expert_x, policy_x = torch.stack([expert_x, policy_x]) + noise.to(policy.device)
+        x = torch.stack([expert_x, policy_x]) + noise.to(policy.device)
         mix = torch.rand((size, 1), generator=generator).to(policy.device)
-        expert_logit, policy_logit = disc(torch.stack([expert_x, policy_x]))
-        penalty = gradient_penalty(disc, expert_x, policy_x, mix)
+        expert_logit, policy_logit = disc(x)
+        penalty = gradient_penalty(disc, *x, mix)
         loss = discriminator_loss(expert_logit, policy_logit)
         optimizer_step(optimizer, loss + args.grad_penalty_coef * penalty, math.inf)
     return {
@@ -678,17 +682,17 @@ def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, sc
     standard deviation."""
     offset, absorbing_logit = terminal_logits(**visits)
     reward = F.softplus(disc(transitions(imagined["obs"])) + offset)
+    absorbing = F.softplus(absorbing_logit).item()
     with torch.no_grad():  # what really happened, to compare
         replayed_logit = disc(transitions(batch["obs"].transpose(0, 1)))[batch["inside"].T[1:]]
     counted = reward[imagined["alive"] > 0.5]
     mean, std = counted.mean().item(), counted.std(correction=0).item()
     scales["reward"] = SCALE_DECAY * scales["reward"] + (1 - SCALE_DECAY) * std
     scale = max(scales["reward"], 1e-3)  # a constant must not become huge
-    absorbing = (F.softplus(absorbing_logit).item() - mean) / scale
-    return {"steps": (reward - mean) / scale, "absorbing": absorbing}, {
+    return {"steps": (reward - mean) / scale, "absorbing": (absorbing - mean) / scale}, {
         "reward/gail_mean": mean,
         "reward/gail_std": std,
-        "reward/absorbing": F.softplus(absorbing_logit).item(),
+        "reward/absorbing": absorbing,
         "reward/replayed_mean": F.softplus(replayed_logit + offset).mean().item(),
         "disc/replayed_prob": torch.sigmoid(replayed_logit).mean().item(),
     }
@@ -744,10 +748,10 @@ def train(args: Args) -> dict[str, float]:
     require(args.total_timesteps >= least, f"--total-timesteps is {args.total_timesteps}, expected "
             f"{least} or more (only finished episodes are learned from); give more.")
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
-    eyes = None
+    autoencoder = None
     if args.obs == "pixels":
         render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
-        eyes = Eyes(render, render(demos["observations"]), args.latent_dim).to(device)
+        autoencoder = Autoencoder(render, render(demos["observations"]), args.latent_dim).to(device)
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     saved["scales"] = {"reward": 1.0, "return": 1.0}
     if args.resume:
@@ -758,19 +762,19 @@ def train(args: Args) -> dict[str, float]:
                 "flags, or let parse_args read it.")
     rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
     num_iterations = (args.total_timesteps - pretraining) // rollout_size
-    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
-    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+    summary = Path(args.resume).parent / "summary.json"
+    finished = len(rows) == num_iterations and summary.exists()
+    require(len(rows) <= num_iterations and not finished, "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
+    start = time.perf_counter() - seconds
     if not args.resume:
         run_dir = open_run("gail_rssm", args, None)  # before minutes of pretraining
-    start = time.perf_counter() - seconds
-
-    if eyes and not args.resume:
-        torch.set_num_threads(min(args.threads, 2))
-        pretrain_eyes(eyes, envs, demos, args, generator)
-        torch.set_num_threads(1)
-    seen = eyes(demos["obs"]).cpu().numpy() if eyes else demos["obs"]
-    agent = RSSMAgent(demos | {"obs": seen}, args, eyes).to(device)
+        if autoencoder:
+            torch.set_num_threads(min(args.threads, 2))
+            pretrain_autoencoder(autoencoder, envs, demos, args, generator)
+            torch.set_num_threads(1)
+    seen = autoencoder(demos["obs"]).cpu().numpy() if autoencoder else demos["obs"]
+    agent = RSSMAgent(demos | {"obs": seen}, args, autoencoder).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
@@ -909,12 +913,10 @@ def load_demos(args, required: list[str]) -> dict:
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
-    except KeyError as error:
-        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
-                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
-                        "docs/own_demonstrations.md.") from None
+        missing = isinstance(error, KeyError)
+        why = f"the field {error} is missing" if missing else reason(error)
+        raise UserError(f"--demos {args.demos}: {why}; see docs/own_demonstrations.md.") from None
     if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
@@ -1013,7 +1015,7 @@ def match_spaces(demos: dict, envs) -> None:
             f"environment's {shape}; give demonstrations of this environment.")
     constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
-        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
+        warnings.warn(f"observations {constant} never vary in the demonstrations: left out")
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, f"--env-id {demos['env_id']}: its actions are {space}, expected a flat Box "
             "with finite bounds; use gail_state_seq.py.")
@@ -1058,9 +1060,9 @@ class CapsuleRenderer(nn.Module):
         self.qpos, self.positions, self.rotations, self.centers_of_mass = map(
             self.batch.bind, ("qpos", "geom_xpos", "geom_xmat", "subtree_com")
         )
-        plane, sphere, capsule = (
-            int(getattr(mujoco.mjtGeom, f"mjGEOM_{x}")) for x in ("PLANE", "SPHERE", "CAPSULE")
-        )
+        kinds = mujoco.mjtGeom
+        plane, sphere = int(kinds.mjGEOM_PLANE), int(kinds.mjGEOM_SPHERE)
+        capsule = int(kinds.mjGEOM_CAPSULE)
         self.geoms = np.flatnonzero((model.geom_type != plane) & (model.geom_rgba[:, 3] > 0))
         for i in self.geoms:
             require(model.geom_type[i] in (sphere, capsule), f"--env-id {envs.spec.id}: its geom "
@@ -1086,7 +1088,7 @@ class CapsuleRenderer(nn.Module):
         middle (right, up), half axis (right, up) and radius, in metres; brightness."""
         positions = obs[:, : self.qpos.shape[1] - self.unobserved]
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=0))
-        require(not len(bad), f"dimensions {bad} of an observation are not finite; mend the "
+        require(not len(bad), f"dimensions {bad} of an observation are not finite; fix the "
                 "environment.")
         poses = np.empty((len(obs), len(self.geoms), 6))
         for start in range(0, len(obs), POSES_AT_ONCE):
@@ -1164,7 +1166,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
         raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
-                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
+                        f"{obs[i, dim]} at step {step} of an episode; fix the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
@@ -1187,7 +1189,7 @@ def final_evaluation(agent: RSSMAgent, task: dict, args: Args, path: Path) -> li
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
-        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+        print(f"  {task['env_id']} gives no rewards, so the policy's return is unknown")
     else:
         print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
         print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
@@ -1200,12 +1202,14 @@ def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     require(saved.get("args", {}).keys() == vars(Args()).keys(), f"--evaluate {path}: another "
             "version of this script wrote it; give a file of this one.")
     weights = saved["agent"]
-    bounds, args, eyes = weights["standardize_action.mean"].numpy(), Args(**saved["args"]), None
+    bounds, args = weights["standardize_action.mean"].numpy(), Args(**saved["args"])
+    autoencoder = None
     demos = {"obs": weights["standardize.mean"].numpy()[None], "low": bounds, "high": bounds}
     if args.obs == "pixels":
         render = CapsuleRenderer(make_envs(saved, 1, 1), args.image_size, 1)
-        eyes = Eyes(render, torch.zeros(1, render.height, render.width), args.latent_dim)
-    agent = RSSMAgent(demos, args, eyes)  # with anything of these shapes
+        frames = torch.zeros(1, render.height, render.width)
+        autoencoder = Autoencoder(render, frames, args.latent_dim)
+    agent = RSSMAgent(demos, args, autoencoder)  # with anything of these shapes
     agent.load_state_dict(weights)
     return agent, saved
 
@@ -1274,11 +1278,11 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
         perceived.append(model.decoder(carry["state"]))
         imagined.append(model.decoder(state))
     kinds, steps = [agent.see(obs), torch.cat(perceived), torch.cat(imagined)], np.arange(len(obs))
-    if agent.eyes:
+    if agent.autoencoder:
         figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6 + 1]
         axes = figure.subplots(3, len(shown), squeeze=False)
-        films = [agent.eyes.decode_frames(agent.standardize.undo(x[shown])) for x in kinds]
-        films[0] = agent.eyes.render(obs[shown]) / 255  # the frames themselves
+        films = [agent.autoencoder.decode_frames(agent.standardize.undo(x[shown])) for x in kinds]
+        films[0] = agent.autoencoder.render(obs[shown]) / 255  # the frames themselves
         for row, name, film in zip(axes, names, films):
             for ax, frame in zip(row, film.cpu()):
                 ax.imshow(frame, cmap="gray", vmin=0, vmax=1)

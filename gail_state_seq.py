@@ -103,8 +103,7 @@ class Args:
     num_steps: int = 100  # steps per environment and rollout (T)
     learning_rate: float = 3e-3  # Adam step size of policy and value
     anneal_lr: bool = True  # let that step size fall to zero, most of it late in the run
-    gamma: float = 0.0
-    """discount factor (0: 1 - 10 / mean length of the demonstrations, from 0.9 to 0.99)"""
+    gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
     update_epochs: int = 8  # epochs of the PPO update over each rollout
@@ -654,8 +653,9 @@ def train(args: Args) -> dict[str, float]:
         episodes = saved["episodes"]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
-    finished = args.resume and Path(args.resume).with_name("summary.json").exists()
-    require(len(rows) < num_iterations + (not finished), "--resume: this run has come that far; "
+    summary = Path(args.resume).parent / "summary.json"
+    finished = len(rows) == num_iterations and summary.exists()
+    require(len(rows) <= num_iterations and not finished, "--resume: this run has come that far; "
             "give a greater --total-timesteps.")
     run_dir = open_run("gail_state_seq", args, wandb_id)
 
@@ -756,12 +756,10 @@ def load_demos(args, required: list[str]) -> dict:
             if name in ("terminated", "truncated") and (x.dtype != bool or x.ndim > 1):
                 raise ValueError(f"'{name}' is {x.dtype} of shape {x.shape}, expected (E,) bool")
             demos[name] = x[rows[name]]
-    except KeyError as error:
-        raise UserError(f"--demos {args.demos}: the field {error} is missing; see "
-                        "docs/own_demonstrations.md.") from None
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        raise UserError(f"--demos {args.demos}: {reason(error)}; see "
-                        "docs/own_demonstrations.md.") from None
+        missing = isinstance(error, KeyError)
+        why = f"the field {error} is missing" if missing else reason(error)
+        raise UserError(f"--demos {args.demos}: {why}; see docs/own_demonstrations.md.") from None
     if recorded_in != env_id:
         warnings.warn(f"demonstrations of {recorded_in} are used in {args.env_id}")
     if "observations" in demos:
@@ -879,7 +877,7 @@ def match_demos(demos: dict, envs) -> None:
                 f"environment's {x.shape}; give demonstrations of this environment.")
     constant = np.flatnonzero(Standardize(demos["obs"]).std.isinf())
     if len(constant):
-        warnings.warn(f"observations {constant} never vary in the demonstrations: nobody sees them")
+        warnings.warn(f"observations {constant} never vary in the demonstrations: left out")
     if demos["discrete"]:
         one_hot = np.eye(int(space.n))
         demos |= {"low": np.zeros(len(one_hot)), "high": np.ones(len(one_hot))}
@@ -928,7 +926,7 @@ def check_finite(envs, obs: np.ndarray, step) -> None:
         i, dim = np.argwhere(~np.isfinite(obs))[0]
         step = np.broadcast_to(step, len(obs))[i]
         raise UserError(f"--env-id {envs.spec.id}: dimension {dim} of an observation is "
-                        f"{obs[i, dim]} at step {step} of an episode; mend the environment.")
+                        f"{obs[i, dim]} at step {step} of an episode; fix the environment.")
 
 
 def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
@@ -951,7 +949,7 @@ def final_evaluation(agent: Agent, task: dict, args: Args, path: Path) -> list[n
     sampled = evaluate(agent, task, args.eval_episodes, args.seed + 30_000, args.threads, True)
     np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
-        print(f"  {task['env_id']} gives no rewards, so nobody knows what the policy earns")
+        print(f"  {task['env_id']} gives no rewards, so the policy's return is unknown")
     else:
         print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
         print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")

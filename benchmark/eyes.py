@@ -6,6 +6,7 @@ root-mean-square, in the state's own units and as a share of the state's spread.
 such errors of three bodies. A minute on a GPU, ten on a CPU.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def see(args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     graphs = script.make_graphs(nets, render, optimizers, args)
     episodes = script.begin_episodes(envs, render, frame_stack, args.seed, demos["max_episode_steps"])
     script.encode_expert(nets.autoencoder, expert)
-    script.pretrain((envs, render, nets, graphs, episodes), nets, graphs, optimizers, expert, args, generator)
+    collect = functools.partial(script.collect_frames, envs, render, nets, graphs, episodes, args.num_steps, generator)
+    script.pretrain(collect, nets, graphs, optimizers, expert, args, generator)
     latents = nets.autoencoder.encode_all(expert["frames"])
     features = script.latent_steps(latents[expert["windows"]]).cpu().numpy()
 

@@ -722,7 +722,7 @@ def test_what_is_no_number_is_the_environments_mistake(tmp_path, monkeypatch, ca
     monkeypatch.setattr(Match, "step", broken)
     flags = "--env-id Match-v0 --max-episode-steps 10 --total-timesteps 4000".split()
     message = mistake(capsys, *TINY, *flags, "--output-dir", str(tmp_path), "--run-name", "a")
-    assert "--env-id Match-v0: an observation or a reward is not a finite number; mend the environment" in message
+    assert "--env-id Match-v0: an observation or a reward is not a finite number; fix the environment" in message
 
 
 def test_a_whole_run_learns_what_can_be_learned_in_seconds(tmp_path, without_sets):

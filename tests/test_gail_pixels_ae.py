@@ -908,9 +908,9 @@ def test_each_epoch_sees_each_step_once_with_its_own_advantage_and_return():
 def test_the_expert_is_encoded_anew_after_the_pretraining(tmp_path, monkeypatch):
     pretrain, checked = script.pretrain, []
 
-    def checking(world, nets, graphs, optimizers, expert, *rest):
+    def checking(collect, nets, graphs, optimizers, expert, *rest):
         before = expert["features"].clone()
-        pretrain(world, nets, graphs, optimizers, expert, *rest)
+        pretrain(collect, nets, graphs, optimizers, expert, *rest)
         after = expert["features"].clone()
         script.encode_expert(nets.autoencoder, expert)
         checked.append(torch.equal(after, expert["features"]) and not torch.equal(before, after))

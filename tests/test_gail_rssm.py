@@ -877,64 +877,65 @@ def test_a_resumed_run_may_have_other_threads(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def cheetah():
-    """Eyes of HalfCheetah, environments, demonstrations, settings."""
+    """Autoencoder of HalfCheetah, environments, demonstrations, settings."""
     args = settings(obs="pixels", image_size=24, latent_dim=6, pretrain_steps=20, threads=1)
     torch.manual_seed(0)
     demos = r.load_demos(r.Args(num_demos=2), ["observations"])
     envs = r.make_envs(demos, 4, 1)
     render = r.CapsuleRenderer(envs, args.image_size, 1)
-    return r.Eyes(render, render(demos["observations"]), args.latent_dim), envs, demos, args
+    return r.Autoencoder(render, render(demos["observations"]), args.latent_dim), envs, demos, args
 
 
 def test_a_short_demonstration_is_drawn_as_well(cheetah, tmp_path):
-    eyes, envs, demos, args = cheetah
+    autoencoder, envs, demos, args = cheetah
     r.match_spaces(demos, envs)
-    agent = r.RSSMAgent(demos | {"obs": eyes(demos["obs"]).numpy()}, args, eyes)
+    agent = r.RSSMAgent(demos | {"obs": autoencoder(demos["obs"]).numpy()}, args, autoencoder)
     short = demos | {"lengths": np.array([3])}
     r.plot_imagination(agent, short, tmp_path / "imagination.png")
     assert (tmp_path / "imagination.png").stat().st_size > 10_000
 
 
-def test_eyes_see_the_frame_and_nothing_else(cheetah):
-    eyes, _, demos, args = cheetah
+def test_the_autoencoder_sees_the_frame_and_nothing_else(cheetah):
+    autoencoder, _, demos, args = cheetah
     obs = demos["observations"][:5]
-    latents = eyes(obs)
+    latents = autoencoder(obs)
     assert latents.shape == (5, args.latent_dim) and not latents.requires_grad
     changed = obs.copy()
     changed[:, 8:] += 3.0  # velocities
-    assert torch.equal(eyes(changed), latents)
+    assert torch.equal(autoencoder(changed), latents)
     changed[:, 2] += 0.5  # a leg
-    assert not torch.isclose(eyes(changed), latents).all(1).any()
+    assert not torch.isclose(autoencoder(changed), latents).all(1).any()
     for i in range(5):  # whatever else is in the batch
-        torch.testing.assert_close(eyes(obs[i : i + 1])[0], latents[i])
+        torch.testing.assert_close(autoencoder(obs[i : i + 1])[0], latents[i])
 
 
 def test_reconstruction_error_weighs_each_pixel_by_how_much_it_varies(cheetah):
-    eyes, _, demos, _ = cheetah
-    all_frames = eyes.render(demos["observations"])
+    autoencoder, _, demos, _ = cheetah
+    all_frames = autoencoder.render(demos["observations"])
     pixels = all_frames.numpy() / 255.0
     weight = 1 / (pixels.std(0) + 0.03)
     frames = all_frames[:3]
-    guesses = eyes.decoder(eyes.encoder(eyes.center(frames)))[:, 0].detach().numpy() + pixels.mean(0)
+    latents = autoencoder.encoder(autoencoder.center(frames))
+    guesses = autoencoder.decoder(latents)[:, 0].detach().numpy() + pixels.mean(0)
     expected = ((guesses - pixels[:3]) ** 2 * weight / weight.mean()).mean()
-    assert eyes.reconstruction_error(frames).item() == pytest.approx(expected, rel=1e-4)
+    assert autoencoder.reconstruction_error(frames).item() == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(
-        eyes.decode_frames(eyes(demos["observations"][:3])), torch.from_numpy(guesses).float().clamp(0, 1)
+        autoencoder.decode_frames(autoencoder(demos["observations"][:3])), torch.from_numpy(guesses).float().clamp(0, 1)
     )
 
 
 def test_pretraining_learns_both_kinds_of_frames(cheetah, monkeypatch):
-    eyes, envs, demos, args = cheetah
-    render, drawn, before = eyes.render, [], eyes.state_dict()
+    autoencoder, envs, demos, args = cheetah
+    render, drawn, before = autoencoder.render, [], autoencoder.state_dict()
     forward, expert = render.forward, render(demos["observations"])
     before = {name: x.clone() for name, x in before.items()}
     monkeypatch.setattr(render, "forward", lambda obs: drawn.append(forward(obs)) or drawn[-1])
-    r.pretrain_eyes(eyes, envs, demos, settings(pretrain_steps=60), seeded())
+    r.pretrain_autoencoder(autoencoder, envs, demos, settings(pretrain_steps=60), seeded())
     shown, acted = drawn
     assert torch.equal(shown, expert) and len(acted) == r.RANDOM_STEPS + envs.num_envs
-    left = [eyes.reconstruction_error(frames[::10]).item() for frames in drawn]
-    eyes.load_state_dict(before)
-    at_first = [eyes.reconstruction_error(frames[::10]).item() for frames in drawn]
+    left = [autoencoder.reconstruction_error(frames[::10]).item() for frames in drawn]
+    autoencoder.load_state_dict(before)
+    at_first = [autoencoder.reconstruction_error(frames[::10]).item() for frames in drawn]
     assert left[0] < 0.7 * at_first[0] and left[1] < 0.7 * at_first[1], (left, at_first)
 
 
@@ -942,23 +943,24 @@ PIXELS = "--obs pixels --image-size 16 --latent-dim 4 --pretrain-steps 3 --num-d
 
 
 def test_frames_alone_from_beginning_to_end(tmp_path, monkeypatch, capsys):
-    """The eyes rest; resumed bit for bit; a policy file has all that it takes to act."""
-    asked, transitions, eyes, pretrain, clock = set(), r.transitions, {}, r.pretrain_eyes, time.perf_counter
+    """The autoencoder is frozen; resumed bit for bit; a policy file has all that it takes to act."""
+    asked, transitions, autoencoder = set(), r.transitions, {}
+    pretrain, clock = r.pretrain_autoencoder, time.perf_counter
 
     def watched_pretrain(trained, *rest):
         assert (tmp_path / "whole/config.json").exists()  # what is wrong with a run's name is told before
         pretrain(trained, *rest)
         patch.setattr(time, "perf_counter", lambda: clock() + 1000)  # it took that long
-        eyes.update({name: x.clone() for name, x in trained.state_dict().items()})
+        autoencoder.update({name: x.clone() for name, x in trained.state_dict().items()})
 
     with monkeypatch.context() as patch:
         patch.setattr(r, "transitions", lambda obs: asked.add(obs.shape[-1]) or transitions(obs))
-        patch.setattr(r, "pretrain_eyes", watched_pretrain)
+        patch.setattr(r, "pretrain_autoencoder", watched_pretrain)
         run(tmp_path, "whole", *PIXELS)
     assert asked == {4}
     assert json.loads((tmp_path / "whole/summary.json").read_text())["seconds"] > 1000
     agent = torch.load(tmp_path / "whole/policy.pt", weights_only=True)["agent"]
-    assert all(torch.equal(agent[f"eyes.{name}"], x) for name, x in eyes.items())
+    assert all(torch.equal(agent[f"autoencoder.{name}"], x) for name, x in autoencoder.items())
     rows = rows_of(tmp_path / "whole")
     assert [int(row["global_step"]) for row in rows] == [1500, 2000, 2500, 3000]  # 1,000 were at random
     kill_and_resume(tmp_path, monkeypatch, "killed", 5, *PIXELS)

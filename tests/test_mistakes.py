@@ -113,7 +113,6 @@ TABLE = [
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--run-name taken", "runs/taken exists already"),
     ((*IMITATORS, "collect_expert_sac", "toy_pointnav"), "--output-dir {}/text.pt", "Not a directory"),
     (("gail_ppo",), "--burn-in-steps -1", "--burn-in-steps is -1"),
-    (("gail_ppo",), "--disc-interval 0", "--disc-interval is 0"),
     (IMAGINING, "--total-timesteps 500", "--total-timesteps is 500, expected 1000 or more (only finished"),
     (IMAGINING, "--horizon 0", "--horizon is 0"),
     (IMAGINING, "--sequence-length 3", "--sequence-length is 3, expected a number, 4 or more; change it."),
