@@ -288,8 +288,7 @@ def train(args: Args) -> dict[str, float]:
     training = make_pairs(policy, demos, ~held_out_steps)
     validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
-    weights = [x for name, x in policy.named_parameters() if name != "log_std"]
-    decayed = {"params": weights, "weight_decay": args.weight_decay}
+    decayed = {"params": policy.net.parameters(), "weight_decay": args.weight_decay}
     # a log deviation that decays is drawn to 0, a deviation of 1
     undecayed = {"params": [policy.log_std], "weight_decay": 0.0}
     optimizer = AdamW([decayed, undecayed], lr=args.learning_rate, fused=True)
@@ -300,9 +299,8 @@ def train(args: Args) -> dict[str, float]:
         saved = load_file(args.resume, "--resume", "bc checkpoint")
         free = ("resume", "gradient_steps", "compare_with", "threads", "cuda")
         free = {x: getattr(args, x) for x in free}
-        require(saved["args"] | free == vars(args), "--resume takes all settings but "
-                "--gradient-steps, --compare-with, --threads and --cuda from the checkpoint; drop "
-                "the other flags, or let parse_args read it.")
+        require(saved["args"] | free == vars(args), "--resume takes all but --gradient-steps, "
+                "--compare-with, --threads and --cuda from the checkpoint; drop the other flags.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
@@ -383,17 +381,15 @@ def load_demos(args, required: list[str]) -> dict:
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
-            longest = lengths.max()
-            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
+            raise ValueError(f"an episode has {lengths.max()} steps, max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "frames": states, "actions": steps}
-        rows |= {"rewards": steps, "lengths": episodes}
-        rows |= {"terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "frames": states, "actions": steps, "rewards": steps}
+        rows |= {"lengths": episodes, "terminated": episodes, "truncated": episodes}
         needed = {"terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
             x, wanted = demos[name], len(rows[name])
@@ -570,8 +566,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
     if 0 < gain < math.inf:
-        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
-        metrics["eval/normalized_score"] = score
+        metrics["eval/normalized_score"] = (returns.mean().item() - demos["random_return"]) / gain
     return metrics
 
 
@@ -600,10 +595,10 @@ def final_evaluation(policy, task: dict, args: Args, path: Path, figure: Path) -
     np.savez(path, mean_action=mean, sampled=sampled)
     if not np.isfinite(mean).all():
         print(f"  {task['env_id']} gives no rewards, so the policy's return is unknown")
-        return [mean[-1], sampled[-1]]
-    print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
-    print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
-    plot_cumulative_returns({"behaviour cloning": mean} | courses, task, figure)
+    else:
+        print(f"  mean action {mean[-1].mean():9.1f} ± {mean[-1].std():.1f}")
+        print(f"  sampled     {sampled[-1].mean():9.1f} ± {sampled[-1].std():.1f}")
+        plot_cumulative_returns({"behaviour cloning": mean} | courses, task, figure)
     return [mean[-1], sampled[-1]]
 
 
@@ -616,8 +611,8 @@ def load_evaluation(path: str) -> np.ndarray:
             raise ValueError(f"its mean_action has shape {course.shape}, expected (T, E)")
         return course
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
-        problem = reason(error)
-    raise UserError(f"--compare-with {path}: {problem}; give the evaluation.npz of a run.")
+        raise UserError(f"--compare-with {path}: {reason(error)}; give the evaluation.npz of a "
+                        "run.") from None
 
 
 def load_agent(path: str) -> tuple[Policy, dict]:

@@ -357,9 +357,8 @@ def train(args: Args) -> dict[str, float]:
     if args.resume:
         saved = load_file(args.resume, "--resume", "collect_expert_sac checkpoint")
         free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
-        require(saved["args"] | free == vars(args), "--resume takes all settings but "
-                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
-                "flags, or let parse_args read it.")
+        require(saved["args"] | free == vars(args), "--resume takes all but --total-timesteps, "
+                "--threads and --cuda from the checkpoint; drop the other flags.")
         for name, learner in ({"sac": sac} | optimizers).items():
             learner.load_state_dict(saved[name])
         for name, x in saved["buffer"].items():

@@ -490,15 +490,10 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
-def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
-    spends its steps_left (...) until the time limit in the absorbing state."""
-    return torch.tensor([steps, steps_left[terminated].sum()])
-
-
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
-    counts (2,) of real and of absorbing steps, of expert and policy.
+    counts (2,) of real and of absorbing steps, of expert and policy. An episode that was terminated
+    spends what is left until its time limit in the absorbing state.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
@@ -533,8 +528,7 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
     episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
-    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
-    """
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode."""
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
@@ -668,7 +662,7 @@ def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: 
     after an end}, normalized; log. `visits` is what terminal_logits takes; the rollout's counts are
     added to the policy's."""
     logit = nets.disc(rollout["features"]).squeeze(-1)
-    counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
+    counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
     counts = all_gather(counts[None].to(logit.device)).sum(0).cpu()
     visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
@@ -835,8 +829,8 @@ def train(args: Args) -> dict[str, float]:
     nets = Networks(expert["frames"], demos.get("obs"), space, args, generator).to(device)
     optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
     graphs = make_graphs(nets, render, optimizers, args)
-    steps_left = torch.from_numpy(demos["max_episode_steps"] - demos["lengths"])
-    counts = count_visits(demos["lengths"].sum(), steps_left, torch.from_numpy(demos["terminated"]))
+    steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
+    counts = torch.tensor([demos["lengths"].sum(), steps_left])
     visits = {"expert": counts, "policy": torch.zeros(2)}
     demos["random_return"] = random_return(demos, args.seed, args)
 
@@ -844,9 +838,8 @@ def train(args: Args) -> dict[str, float]:
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_pixels_ae checkpoint")
         free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
-        require(saved["args"] | free == vars(args), "--resume takes all settings but "
-                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
-                "flags, or let parse_args read it.")
+        require(saved["args"] | free == vars(args), "--resume takes all but --total-timesteps, "
+                "--threads and --cuda from the checkpoint; drop the other flags.")
         nets.load_state_dict(saved["networks"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
@@ -979,17 +972,15 @@ def load_demos(args, required: list[str]) -> dict:
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
-            longest = lengths.max()
-            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
+            raise ValueError(f"an episode has {lengths.max()} steps, max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "frames": states, "actions": steps}
-        rows |= {"rewards": steps, "lengths": episodes}
-        rows |= {"terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "frames": states, "actions": steps, "rewards": steps}
+        rows |= {"lengths": episodes, "terminated": episodes, "truncated": episodes}
         needed = {"terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
             x, wanted = demos[name], len(rows[name])
@@ -1372,8 +1363,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
     if 0 < gain < math.inf:
-        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
-        metrics["eval/normalized_score"] = score
+        metrics["eval/normalized_score"] = (returns.mean().item() - demos["random_return"]) / gain
     return metrics
 
 

@@ -29,8 +29,9 @@ Where this departs from the papers, and why:
  3. The policy follows the gradient of its return through D and model (Dreamer, Hafner et al. 2020,
     https://arxiv.org/abs/1912.01603). Unlike in its code, the state that the policy reads is not
     detached: a step also counts for what it makes of later actions. An imagined step weighs as much
-    as the task is likely to go on until then, and not less for gamma. Returns bootstrap from a slow
-    copy of the value. The policy explores by its own noise, which has an entropy bonus.
+    as it is likely that the task has not ended before it, with no further discount by gamma.
+    Returns bootstrap from a slow copy of the value. The policy explores by its own noise, which has
+    an entropy bonus.
  4. KL balance and the scale of returns are DreamerV3's (Hafner et al. 2023,
     https://arxiv.org/abs/2301.04104v1); Gaussian latents, free nats for the batch instead of each
     state, and a value fitted to squared errors are Dreamer's. The reconstruction weighs more than
@@ -40,8 +41,10 @@ Where this departs from the papers, and why:
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
     episode, not the task.
- 7. With --obs pixels an observation is the latents of a frame. Their autoencoder learns from
-    demonstrated frames and those of random actions, then rests: to all else it is a sensor.
+ 7. What is evaluated and saved is a running average of model and policy (Yazici et al. 2019,
+    https://arxiv.org/abs/1806.04498), which is steadier than the last ones.
+ 8. With --obs pixels an observation is the latents of a frame. Their autoencoder learns from
+    demonstrated frames and those of random actions, then is frozen: to all else it is a sensor.
 
 Shapes: T steps, N environments; B sequences of L observations; S imagined rollouts of H steps;
 K steps in E demonstrations (L to Standardize and load_demos); O, A, M, Z numbers in o, a, h, z.
@@ -154,6 +157,7 @@ class Args:
     gamma: float = 0.0  # discount factor (0: 1 - 3 / L, 0.85 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.95  # lambda of the lambda-returns
     ent_coef: float = 1e-3  # weight of the policy's entropy bonus
+    average_share: float = 0.02  # share of rollouts that the judged agent averages (0: the last)
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     disc_learning_rate: float = 1e-3  # Adam step size of D
@@ -166,9 +170,10 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_least = {"total_timesteps": rollout, "sequence_length": BURN_IN + 2, "image_size": 16}
-        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "recent_share": 1}
+        at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}
+        at_most |= {"recent_share": 1, "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef grad_penalty_coef"
-        may_be_zero += " recent_share free_nats representation_coef"  # others: more than 0
+        may_be_zero += " recent_share free_nats representation_coef average_share"  # others: > 0
         check_settings(self, may_be_zero, at_least, at_most)
         require(self.obs == "state" or body_of(self.env_id) in CAMERAS, f"--env-id is {self.env_id}"
                 f", but --obs pixels draws {', '.join(CAMERAS)} alone; choose one of these.")
@@ -346,10 +351,8 @@ class Critic(nn.Module):
     def target(self, state: Tensor) -> Tensor:
         return self.target_net(state).squeeze(-1)
 
-    @torch.no_grad()
     def update_target(self) -> None:
-        for slow, fast in zip(self.target_net.parameters(), self.net.parameters()):
-            slow.lerp_(fast, TARGET_RATE)
+        polyak_update(self.target_net, self.net, 1 - TARGET_RATE)
 
 
 class TransitionDiscriminator(nn.Module):
@@ -464,15 +467,10 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
-def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
-    spends its steps_left (...) until the time limit in the absorbing state."""
-    return torch.tensor([steps, steps_left[terminated].sum()])
-
-
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
-    counts (2,) of real and of absorbing steps, of expert and policy.
+    counts (2,) of real and of absorbing steps, of expert and policy. An episode that was terminated
+    spends what is left until its time limit in the absorbing state.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
@@ -495,6 +493,14 @@ def lambda_returns(rewards, values, continues, absorbing_value, gamma, gae_lambd
         ahead = rewards[t] + gamma * (continues[t] * ahead + (1 - continues[t]) * absorbing_value)
         returns[t] = ahead
     return returns
+
+
+@torch.no_grad()
+def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
+    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+    (not for buffers, such as BatchNorm's statistics)."""
+    for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
+        slow_parameter.lerp_(parameter, 1 - polyak)
 
 
 def transitions(obs: Tensor) -> Tensor:
@@ -547,10 +553,11 @@ class Replay:
         return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
     def visits(self, limit: int) -> Tensor:
-        """`count_visits` of all episodes, of at most `limit` steps each."""
+        """Counts (2,) of real and of absorbing steps, of all episodes."""
         names, row = ("first", "last", "terminated"), torch.arange(self.size)
         first, last, terminated = (self.columns[name][: self.size].cpu() for name in names)
-        return count_visits((row > first).sum(), limit - (last - first), terminated)
+        steps_left = (limit - (last - first))[terminated].sum()
+        return torch.tensor([(row > first).sum(), steps_left])
 
 
 # The steps of the loop
@@ -757,9 +764,8 @@ def train(args: Args) -> dict[str, float]:
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_rssm checkpoint")
         free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
-        require(saved["args"] | free == vars(args), "--resume takes all settings but "
-                "--total-timesteps, --threads and --cuda from the checkpoint; drop the other "
-                "flags, or let parse_args read it.")
+        require(saved["args"] | free == vars(args), "--resume takes all but --total-timesteps, "
+                "--threads and --cuda from the checkpoint; drop the other flags.")
     rows, seconds, scales = saved["rows"], saved["seconds"], saved["scales"]
     num_iterations = (args.total_timesteps - pretraining) // rollout_size
     summary = Path(args.resume).parent / "summary.json"
@@ -777,13 +783,14 @@ def train(args: Args) -> dict[str, float]:
     agent = RSSMAgent(demos | {"obs": seen}, args, autoencoder).to(device)
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
     disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
+    slow = RSSMAgent(demos | {"obs": seen}, args, autoencoder).to(device)  # agent's running average
     nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
     lrs = dict.fromkeys(nets, args.learning_rate) | {"model": args.model_learning_rate}
     optimizers = {x: Adam(nets[x].parameters(), lrs[x], eps=1e-5, fused=True) for x in nets}
     optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
     replay = Replay(2 * args.total_timesteps, seen.shape[1], agent.action_dim, device)
 
-    learners = {"agent": agent, "critic": critic, "disc": disc}
+    learners = {"agent": agent, "slow": slow, "critic": critic, "disc": disc}
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
         for name, learner in learners.items():
@@ -795,8 +802,8 @@ def train(args: Args) -> dict[str, float]:
         run_dir = open_run("gail_rssm", args, saved["wandb_id"])  # it is whole, and fits
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
-    steps_left = torch.from_numpy(limit - demos["lengths"])
-    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["terminated"]))
+    steps_left = (limit - demos["lengths"])[demos["terminated"]].sum()
+    expert_visits = torch.tensor([len(expert), steps_left])
     obs, _ = envs.reset(seed=args.seed + len(rows))
     episodes = {"obs": torch.from_numpy(obs), "carry": agent.initial_carry(args.num_envs)}
     episodes |= {"rows": [None] * args.num_envs, "return": [None] * args.num_envs}
@@ -828,6 +835,7 @@ def train(args: Args) -> dict[str, float]:
             rewards, reward_log = compute_imagined_rewards(imagined, batch, disc, visits, scales)
             policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
+        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
 
         step, last = pretraining + (iteration + 1) * rollout_size, iteration == num_iterations - 1
         losses = [name for name in log if name.startswith(("losses/", "disc/", "model/"))]
@@ -837,7 +845,7 @@ def train(args: Args) -> dict[str, float]:
                 f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
                 "(the last checkpoint is older).")
         if last or step % args.eval_interval < rollout_size:  # passed a multiple
-            returns = evaluate(agent, demos, 20, args.seed + 10_000, args.threads)[-1]
+            returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)
             bar.set_postfix_str(f"return {returns.mean():.0f}")
         seconds = time.perf_counter() - start
@@ -861,14 +869,14 @@ def train(args: Args) -> dict[str, float]:
                 "seconds": seconds,
                 "wandb_id": wandb.run.id if args.track else None,
             }
-            policy = {"kind": "gail_rssm policy", "args": vars(args), "agent": agent.state_dict()}
+            policy = {"kind": "gail_rssm policy", "args": vars(args), "agent": slow.state_dict()}
             policy |= {name: demos[name] for name in ("env_id", "max_episode_steps")}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
-    plot_imagination(agent, demos, run_dir / "imagination.png")
-    return report(agent, demos, rows, seconds, args, run_dir)
+    plot_imagination(slow, demos, run_dir / "imagination.png")
+    return report(slow, demos, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations and environments ---
@@ -893,17 +901,15 @@ def load_demos(args, required: list[str]) -> dict:
         if lengths.ndim != 1 or lengths.dtype.kind != "i" or lengths.min(initial=1) < 1:
             raise ValueError("'lengths' must be (E,) int64, each episode of 1 step or more")
         if lengths.max(initial=0) > limit:
-            longest = lengths.max()
-            raise ValueError(f"an episode has {longest} steps, but max_episode_steps is {limit}")
+            raise ValueError(f"an episode has {lengths.max()} steps, max_episode_steps is {limit}")
         count = args.num_demos or len(lengths)
         if not 0 < count <= len(lengths):
             raise ValueError(f"--num-demos is {count}, but it holds {len(lengths)} episodes")
         drawn = np.random.default_rng(args.seed).choice(len(lengths), count, replace=False)
         episodes = np.isin(np.arange(len(lengths)), drawn)
         steps, states = np.repeat(episodes, lengths), np.repeat(episodes, lengths + 1)
-        rows = {"observations": states, "frames": states, "actions": steps}
-        rows |= {"rewards": steps, "lengths": episodes}
-        rows |= {"terminated": episodes, "truncated": episodes}
+        rows = {"observations": states, "frames": states, "actions": steps, "rewards": steps}
+        rows |= {"lengths": episodes, "terminated": episodes, "truncated": episodes}
         needed = {"terminated", "truncated", *required}
         for name in sorted(rows.keys() & (needed | demos.keys())):
             x, wanted = demos[name], len(rows[name])
@@ -1178,8 +1184,7 @@ def return_metrics(returns: np.ndarray, demos: dict) -> dict[str, float]:
     metrics = {"eval/return_mean": returns.mean().item(), "eval/return_std": returns.std().item()}
     gain = demos["returns"].mean().item() - demos["random_return"]
     if 0 < gain < math.inf:
-        score = (metrics["eval/return_mean"] - demos["random_return"]) / gain
-        metrics["eval/normalized_score"] = score
+        metrics["eval/normalized_score"] = (returns.mean().item() - demos["random_return"]) / gain
     return metrics
 
 

@@ -202,8 +202,8 @@ class PairDiscriminator(nn.Module):
 
     def pairs(self, obs: Tensor, executed: Tensor) -> Tensor:
         if not executed.is_floating_point():
-            executed = F.one_hot(executed, len(MOVES)).float()
-        return torch.cat([INPUT_SCALE * obs, executed], dim=-1)
+            executed = F.one_hot(executed, len(MOVES))
+        return torch.cat([INPUT_SCALE * obs, executed.float()], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(-1)
@@ -228,15 +228,10 @@ def imitation_reward(logit: Tensor, form: str) -> Tensor:
     return logit  # log D - log(1 - D)
 
 
-def count_visits(steps: int, steps_left: Tensor, terminated: Tensor) -> Tensor:
-    """Counts (2,) of real steps, and of absorbing ones: an episode that was terminated, (...) bool,
-    spends its steps_left (...) until the time limit in the absorbing state."""
-    return torch.tensor([steps, steps_left[terminated].sum()])
-
-
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     """What to add to D's logit of each real step, and the logit of the absorbing state, (2,), from
-    counts (2,) of real and of absorbing steps, of expert and policy.
+    counts (2,) of real and of absorbing steps, of expert and policy. An episode that was terminated
+    spends what is left until its time limit in the absorbing state.
 
     The best D's logit at a step x is log p_expert(x) - log p_policy(x) (Goodfellow et al. 2014,
     proposition 1). D is trained on as many real steps of the one as of the other, so what its logit
@@ -271,8 +266,7 @@ def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
 
     next_values are those of the true next observations: a truncated step bootstraps from where its
     episode stopped. Nothing is masked: where the task terminated, the caller puts the value of what
-    follows there. `ended` (terminated or truncated) keeps the sum within its episode.
-    """
+    follows there. `ended` (terminated or truncated) keeps the sum within its episode."""
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (1 - ended.to(values.dtype))
     advantages, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
@@ -422,7 +416,7 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     the goal}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
     policy's."""
     logit = disc(rollout["pairs"])
-    counts = count_visits(logit.numel(), rollout["steps_left"], rollout["terminated"])
+    counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
     visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
     rewards = imitation_reward(logit + offset, args.reward_form)
@@ -518,9 +512,8 @@ def train(args: Args) -> dict[str, float]:
         optimizer = Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
     normalizer, expert = RewardNormalizer(), disc.pairs(*pairs_of(demos))
-    steps_left = torch.from_numpy(MAX_EPISODE_STEPS - demos["length"])
-    expert_visits = count_visits(len(expert), steps_left, torch.from_numpy(demos["success"]))
-    visits = {"expert": expert_visits, "policy": torch.zeros(2)}
+    steps_left = (MAX_EPISODE_STEPS - demos["length"])[demos["success"]].sum()
+    visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
     envs = PointNav(args.num_envs, continuous)
     episodes = {"obs": envs.reset(seed=args.seed)[0], "return": np.zeros(args.num_envs)}
     run_dir = start_run(args)
@@ -651,10 +644,8 @@ def play_episodes(act: Callable, episodes: int, seed: int, continuous: bool) -> 
 def pairs_of(played: dict, episodes: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """All observations (L, 2) of some of the episodes, and the actions that answered them."""
     running = played["running"][:, episodes]
-    actions = torch.from_numpy(played["actions"][:, episodes][running])
-    if actions.is_floating_point():
-        actions = actions.float()
-    return torch.from_numpy(played["obs"][:-1, episodes][running]).float(), actions
+    obs = torch.from_numpy(played["obs"][:-1, episodes][running]).float()
+    return obs, torch.from_numpy(played["actions"][:, episodes][running])
 
 
 # --- Plumbing: evaluation ---

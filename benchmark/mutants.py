@@ -45,7 +45,12 @@ MUTANTS = [
     ("gail_ppo", "nothing comes after an end", 'rewards["absorbing"] / (1 - args.gamma)', "0.0"),
     ("gail_ppo", "one absorbing step comes after an end", "/ (1 - args.gamma)  # for ever", ""),
     ("gail_ppo", "the expert's ends count as the policy's", "torch.log(expert / policy)", "torch.log(policy / expert)"),
-    ("gail_ppo", "ends are counted, not what follows", "steps_left[terminated].sum()", "terminated.sum()"),
+    (
+        "gail_ppo",
+        "ends are counted, not what follows",
+        'rollout["steps_left"][rollout["terminated"]].sum()',
+        'rollout["terminated"].sum()',
+    ),
     (
         "gail_ppo",
         "steps do not know how much time is absorbing",
@@ -356,6 +361,7 @@ MUTANTS = [
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) & ~terminated",
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) | terminated",
     ),
+    ("gail_rssm", "the last agent is saved", '"agent": slow.state_dict()', '"agent": agent.state_dict()'),
     ("gail_ppo", "the average stands still", "polyak_update(slow, agent, 1 -", "polyak_update(slow, agent, 1 - 0 *"),
     ("gail_state_seq", "the last policy is saved", '"agent": slow.state_dict()', '"agent": agent.state_dict()'),
     (
@@ -421,7 +427,7 @@ MUTANTS = [
         "replay.size = 0",
     ),
     ("gail_rssm", "steps after an end count", ".cumprod(0)\n", ".pow(0)\n"),
-    ("gail_rssm", "the target is the critic", "slow.lerp_(fast, TARGET_RATE)", "slow.copy_(fast)"),
+    ("gail_rssm", "the target is the critic", "self.net, 1 - TARGET_RATE", "self.net, 0.0"),
     (
         "gail_rssm",
         "autoencoder: still pixels weigh most",

@@ -265,7 +265,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             (name, "gail_pixels_ae.py", ["--total-timesteps", "500000", *flags.split()], range(1, 3))
             for name, flags in (
                 ("the defaults, 0.5M", ""),
-                ("encoder at rest after the pretraining", "--ae-steps 0"),
+                ("encoder frozen after the pretraining", "--ae-steps 0"),
                 ("no pretraining", "--pretrain-steps 0"),
                 ("reconstruction alone", "--inverse-coef 0"),
                 ("no predictor", "--predictor-steps 0"),

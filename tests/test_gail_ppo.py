@@ -543,12 +543,6 @@ def test_terminal_logits_are_those_of_a_discriminator_that_counts():
         assert g.terminal_logits(torch.tensor([100, 0]), torch.tensor([32_000, falls]))[1] < -4
 
 
-def test_visits_are_counted_to_the_limit():
-    terminated = torch.tensor([[False, True], [True, False]])
-    counts = g.count_visits(4, torch.tensor([[9, 7], [5, 3]]), terminated)
-    assert counts.tolist() == [4, 12]
-
-
 def test_visits_of_the_whole_run_count():
     rollout, visits = toy_rollout(), {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100.0, 40.0])}
     rollout["terminated"][1, 2] = True  # with 90 steps left

@@ -862,6 +862,31 @@ def test_it_beats_a_random_policy_within_5000_steps(tmp_path):
     assert summary["best/return_mean"] > 10 > 0 > summary["random_return_mean"]
 
 
+def test_what_is_saved_is_the_running_average_of_the_agents(tmp_path, monkeypatch):
+    weights, collect = [], r.collect_episodes
+
+    def watched(envs, agent, *rest):
+        weights.append([x.detach().clone() for x in agent.parameters()])  # before the updates
+        return collect(envs, agent, *rest)
+
+    monkeypatch.setattr(r, "collect_episodes", watched)
+    run(tmp_path, "a", "--average-share", "0.5")
+    saved = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)
+    agent = r.load_agent(str(tmp_path / "a/policy.pt"))[0]
+    last = [saved["agent"][name] for name, _ in agent.named_parameters()]
+    expected, span = weights[1], 1.0  # after the first updates
+    for policy in [*weights[2:], last]:
+        span += 0.5
+        expected = [slow + (fast - slow) / span for slow, fast in zip(expected, policy)]
+    assert len(weights) > 2
+    for x, y, z in zip(agent.parameters(), expected, last):
+        torch.testing.assert_close(x, y)
+        assert not torch.equal(x, z)
+    task = {"env_id": "HalfCheetah-v4", "max_episode_steps": 100}
+    judged = r.evaluate(agent, task, 20, saved["args"]["seed"] + 10_000, 1)[-1]
+    assert saved["rows"][-1]["eval/return_mean"] == pytest.approx(judged.mean())
+
+
 def test_a_resumed_run_may_have_other_threads(tmp_path, capsys):
     run(tmp_path, "a", "--total-timesteps", "1000")
     checkpoint = str(tmp_path / "a/checkpoint.pt")
@@ -869,7 +894,7 @@ def test_a_resumed_run_may_have_other_threads(tmp_path, capsys):
     assert json.loads((tmp_path / "a/config.json").read_text())["threads"] == 2
     with pytest.raises(SystemExit):
         r.main(["--resume", checkpoint, "--num-envs", "2"])
-    assert "all settings but --total-timesteps, --threads and --cuda" in capsys.readouterr().err
+    assert "all but --total-timesteps, --threads and --cuda" in capsys.readouterr().err
 
 
 # Frames

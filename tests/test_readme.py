@@ -95,7 +95,7 @@ def test_the_commands_of_the_benchmark_parse(monkeypatch):
 
 
 def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):
-    register, code, _ = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
+    register, code, *_ = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     episodes = []
@@ -115,7 +115,7 @@ def test_the_worked_example_makes_a_set_that_trains(tmp_path, monkeypatch):
 
 
 def test_the_example_that_flattens_makes_an_environment(tmp_path, monkeypatch):
-    *_, code = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
+    _, _, code, _ = re.findall(r"```python\n(.*?)```", DOCS["own_demonstrations"], re.DOTALL)
     space = gym.spaces.Dict({"angle": gym.spaces.Box(-1, 1, (2,)), "speed": gym.spaces.Box(-8, 8, (1,))})
 
     class DictEnv(gym.Env):
@@ -127,6 +127,35 @@ def test_the_example_that_flattens_makes_an_environment(tmp_path, monkeypatch):
     assert envs.single_observation_space.shape == (3,)
     with pytest.raises(gail_ppo.UserError, match="FlattenObservation"):
         gail_ppo.make_envs({"env_id": "MyDict-v0", "max_episode_steps": 5}, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "expert, policy, offset, absorbing",
+    [
+        ([5000, 45000], [100000, 0], -2.30, 12.10),
+        ([50000, 0], [2000, 98000], 3.91, -10.82),
+        ([700, 300], [700, 300], 0.0, 0.0),
+    ],
+)
+def test_the_page_on_ends_tells_what_the_scripts_do(expert, policy, offset, absorbing):
+    """Its numbers, and that its program is theirs."""
+    page = DOCS["own_demonstrations"]
+    assert offset == 0 or (f"{expert}`" in page and f"{policy}`" in page)
+    assert offset == 0 or (f" {offset:.2f}" in page and f" {absorbing:.2f}" in page)
+    counted = [torch.tensor(x, dtype=torch.float64) for x in (expert, policy)]
+    logits = gail_ppo.terminal_logits(*counted)
+    assert logits.tolist() == pytest.approx([offset, absorbing], abs=0.005)
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    names = {"torch": torch, "F": torch.nn.functional, "normalize": lambda x: x, "gamma": 0.9}
+    names |= {"visits": {"expert": counted[0], "policy": counted[1].clone()}, "logit": torch.zeros(0)}
+    names |= {"steps_left": torch.tensor([3]), "terminated": torch.tensor([False]), "next_values": torch.zeros(1)}
+    exec(code, names)
+    assert torch.equal(torch.stack([names["offset"], names["absorbing_logit"]]), logits)
+    names |= {"logit": torch.zeros(2), "steps_left": torch.tensor([3, 40]), "terminated": torch.tensor([False, True])}
+    names["next_values"] = torch.zeros(2)
+    exec(code, names)
+    assert names["visits"]["policy"].tolist() == [policy[0] + 2, policy[1] + 40]
+    assert names["next_values"][0] == 0 and names["next_values"][1] == pytest.approx(10 * names["absorbing"].item())
 
 
 def test_the_example_that_uses_a_policy_acts(tmp_path, monkeypatch):

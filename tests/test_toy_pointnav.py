@@ -354,13 +354,6 @@ def test_reward_normalizer_equals_numpy_over_its_window():
 # The absorbing state
 
 
-def test_visits_are_steps_and_what_is_left_after_a_goal():
-    steps_left, terminated = torch.tensor([[50, 0, 20], [7, 8, 9]]), torch.zeros(2, 3, dtype=bool)
-    assert t.count_visits(6, steps_left, terminated).tolist() == [6, 0]
-    terminated[0, 2] = terminated[1, 0] = True
-    assert t.count_visits(6, steps_left, terminated).tolist() == [6, 27]
-
-
 def test_terminal_logits_are_log_ratios_of_shares():
     """With half a step added to each count of the policy's, and to the expert's one step, in the
     policy's shares."""
@@ -603,7 +596,7 @@ def test_a_policy_that_ends_as_the_expert_does_gains_nothing_by_lingering(form):
     args, disc = t.Args(reward_form=form, gamma=0.99), t.PairDiscriminator(False, 8, seeded())
     rollout["pairs"] = disc.pairs(rollout["obs"], rollout["executed"])
     disc.net[-1].weight.data.zero_()
-    counts = t.count_visits(130 * 8, rollout["steps_left"], rollout["terminated"])
+    counts = torch.tensor([130 * 8, rollout["steps_left"][rollout["terminated"]].sum()])
     visits = {"expert": 1e6 * counts, "policy": 1e6 * counts}  # so many that half a one is nothing
     rewards, _ = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
     agent.critic[-1].weight.data.zero_()
