@@ -288,7 +288,8 @@ def train(args: Args) -> dict[str, float]:
     training = make_pairs(policy, demos, ~held_out_steps)
     validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
-    decayed = {"params": policy.net.parameters(), "weight_decay": args.weight_decay}
+    weights = [x for name, x in policy.named_parameters() if name != "log_std"]
+    decayed = {"params": weights, "weight_decay": args.weight_decay}
     # a log deviation that decays is drawn to 0, a deviation of 1
     undecayed = {"params": [policy.log_std], "weight_decay": 0.0}
     optimizer = AdamW([decayed, undecayed], lr=args.learning_rate, fused=True)

@@ -13,7 +13,7 @@ BUDGETS = {
     "gail_state_seq": (1122, 64),
     "gail_pixels_ae": (1631, 92),
     "gail_rssm": (1427, 81),
-    "bc": (815, 45),
+    "bc": (816, 45),
     "collect_expert_sac": (747, 40),
     "toy_pointnav": (901, 48),
 }
