@@ -3,7 +3,7 @@
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
 #                 "tyro==1.0.17", "wandb==0.31.0", "tqdm==4.70.1", "matplotlib==3.11.2"]
 # ///
-"""Behaviour cloning: regress a demonstrator's actions on its states, complete in one file.
+"""Behaviour cloning: regress an expert's actions on its states, complete in one file.
 
 The policy is fitted to demonstrated (state, action) pairs by supervised learning (Pomerleau 1989).
 It never acts while it learns, so nothing corrects it once its own actions have led it to states
@@ -14,7 +14,7 @@ that no demonstration shows (Ross & Bagnell 2010). Every result of imitation mus
 Details that matter:
 
  1. `--loss mse` fits a deterministic policy by mean squared error; `--loss nll` a Gaussian, with
-    one deviation for all states, by maximum likelihood; discrete actions have a categorical one,
+    one std for all states, by maximum likelihood; discrete actions have a categorical one,
     by cross-entropy. All are judged by their likeliest action, the mean of a Gaussian.
  2. Losses are of standardized actions, so that units do not matter. The deterministic policy ends
     in a tanh, as the expert does: many demonstrated actions lie near the bounds, which a tanh meets
@@ -92,8 +92,8 @@ class Args:
     (discrete actions: cross-entropy, whatever is given)"""
     gradient_steps: int = 4000  # minibatch steps of the whole run
     batch_size: int = 256  # (state, action) pairs in a minibatch
-    learning_rate: float = 4e-3  # Adam step size
-    anneal_lr: bool = True  # let that step size fall linearly to zero over the run
+    learning_rate: float = 4e-3  # Adam learning rate
+    anneal_lr: bool = True  # let that learning rate fall linearly to zero over the run
     weight_decay: float = 0.3  # decoupled weight decay (AdamW)
     hidden_size: int = 256  # width of the hidden layers
     hidden_layers: int = 2  # number of hidden layers
@@ -132,7 +132,7 @@ def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
-    since x may be large beside its deviation. With `whole` all of data is within the clip."""
+    since x may be large beside its std. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
@@ -154,7 +154,7 @@ class Standardize(nn.Module):
 class Policy(nn.Module):
     """Action (..., A) of a standardized observation (..., O), standardized as well: of a
     deterministic policy, squashed into the bounds and INPUT_CLIP, or the mean of a Gaussian one,
-    which has a log deviation (A,). If actions are discrete, their logits. The state_dict has all
+    which has a log std (A,). If actions are discrete, their logits. The state_dict has all
     that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"] (L, A), and the
     bounds demos["low"] and ["high"] (A,) of actions, as precise as the world's."""
 
@@ -290,7 +290,7 @@ def train(args: Args) -> dict[str, float]:
     slow = copy.deepcopy(policy)
     weights = [x for name, x in policy.named_parameters() if name != "log_std"]
     decayed = {"params": weights, "weight_decay": args.weight_decay}
-    # a log deviation that decays is drawn to 0, a deviation of 1
+    # a log std that decays is drawn to 0, a std of 1
     undecayed = {"params": [policy.log_std], "weight_decay": 0.0}
     optimizer = AdamW([decayed, undecayed], lr=args.learning_rate, fused=True)
 
@@ -327,7 +327,7 @@ def train(args: Args) -> dict[str, float]:
             seconds = time.perf_counter() - start
             bad = [name for name, x in log.items() if not math.isfinite(x)]
             require(not bad, f"training diverged at step {done}: {', '.join(bad)} not finite; "
-                    "start again with a smaller step size.")
+                    "start again with a smaller learning rate.")
             seed = args.seed + 10_000
             returns = evaluate(policy, demos, 20, seed, args.threads)[-1]
             slow_returns = evaluate(slow, demos, 20, seed, args.threads)[-1]

@@ -16,7 +16,7 @@ Where this departs from the usual implementation, and why (benchmark/results/sac
 
  1. Observations are standardized, with statistics of the random actions at the start. This is what
     held SAC back: after 16k updates 471 and 512 (two seeds) instead of 336 and 358.
- 2. Far fewer updates than steps (1/8): simulation is nearly free here. And a step size of 1e-3,
+ 2. Far fewer updates than steps (1/8): simulation is nearly free here. And a learning rate of 1e-3,
     which is what an update gains by: 423 after 20k of them; with the usual 3e-4 for the actor (and
     LayerNorm in the critics) 254 after 20k, or 269 after 15k where there is one a step.
  3. gamma 0.97: a horizon of 33 steps, a stride or two, fits episodes of 100 steps better than 0.95
@@ -64,7 +64,7 @@ from tqdm import tqdm
 INPUT_CLIP = 100.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of the policy's Gaussian
 LOG_INTERVAL = 10_000  # env steps between rows of metrics.csv; evaluations and checkpoints add some
-NOISE_LEVELS = {  # of the five sets, in multiples of the policy's own deviation
+NOISE_LEVELS = {  # of the five sets, in multiples of the policy's own std
     "deterministic": 0.0,
     "stochastic-half": 0.5,
     "stochastic-one": 1.0,
@@ -98,8 +98,8 @@ class Args:
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds
     batch_size: int = 128  # transitions in a minibatch (B)
     hidden_size: int = 256  # width of the two hidden layers of actor and critics
-    learning_rate: float = 1e-3  # Adam step size of actor, critics and temperature
-    anneal_lr: bool = True  # let that step size fall linearly to zero over the run
+    learning_rate: float = 1e-3  # Adam learning rate of actor, critics and temperature
+    anneal_lr: bool = True  # let that learning rate fall linearly to zero over the run
     gamma: float = 0.97  # discount factor
     tau: float = 0.005  # how far the target critics move towards the critics at each update
 
@@ -164,7 +164,7 @@ class SquashedGaussianActor(nn.Module):
         return x.clamp(-INPUT_CLIP, INPUT_CLIP).float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation before tanh, (..., A) each, from standardized x (..., O)."""
+        """Mean and log std before tanh, (..., A) each, from standardized x (..., O)."""
         mean, raw = self.net(x).chunk(2, dim=-1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1)
 
@@ -176,7 +176,7 @@ class SquashedGaussianActor(nn.Module):
     @torch.inference_mode()
     def act(self, obs: np.ndarray, generator: Generator | None = None, noise_scale: float = 1.0):
         """The action (..., A) to execute after a raw observation (..., O): tanh of the Gaussian's
-        mean, or, with a generator, one sampled with noise_scale times the policy's deviation."""
+        mean, or, with a generator, one sampled with noise_scale times the policy's std."""
         obs = torch.from_numpy(obs).to(self.low.device)
         mean, log_std = self(self.standardize(obs))
         if generator is not None:
@@ -245,7 +245,7 @@ def step_environments(envs, actor, episodes: dict, uniform: bool, generator: Gen
         action, _ = tanh_gaussian(*actor(actor.standardize(obs)), noise)
     executed = actor.to_bounds(action).cpu().numpy()
     require(np.isfinite(executed).all(), "training diverged: actions are not finite; start again "
-            "with smaller step sizes (the last checkpoint is older).")
+            "with smaller learning rates (the last checkpoint is older).")
     new_obs, reward, terminated, truncated, info = envs.step(executed)
     ended, next_obs = terminated | truncated, new_obs.copy()
     for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
@@ -418,8 +418,8 @@ def train(args: Args) -> dict[str, float]:
         bad = [name for name, x in row.items() if not math.isfinite(x)]
         finite = all(x.isfinite().all() for x in sac.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
-                "(the last checkpoint is older).")
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
+                "rates (the last checkpoint is older).")
         rows.append({"global_step": step} | row)
         if args.track:
             wandb.log(rows[-1], step=step, commit=True)
@@ -450,7 +450,7 @@ def train(args: Args) -> dict[str, float]:
 
 
 def record_episodes(actor, task: dict, noise_scale: float, episodes: int, seed: int) -> dict:
-    """E fresh episodes with noise_scale times the actor's own deviation (0: the mean action), as
+    """E fresh episodes with noise_scale times the actor's own std (0: the mean action), as
     arrays of a demonstration set (data/README.md); qpos and qvel of the fast HalfCheetah alone."""
     envs, generator = make_envs(task, episodes, 1), Generator().manual_seed(seed)
     obs, _ = envs.reset(seed=seed)

@@ -32,8 +32,8 @@ What GAIL on states does not have, and why:
  6. Reconstruction errors are divided by how much a pixel varies: a foot is as important as a torso.
  7. The bodies of gymnasium's locomotion tasks are capsules, so a few lines of torch draw them, on
     CPU or GPU, without OpenGL. The camera runs along at one height: a jump shows, the way does not.
- 8. First layers of many inputs take smaller steps. The step sizes of encoder and predictor fall to
-    zero with the policy's.
+ 8. First layers of many inputs take smaller steps. The learning rates of encoder and predictor
+    fall to zero with the policy's.
  9. On a GPU a single process records repeated steps once, as CUDA graphs (Captured).
 
     python gail_pixels_ae.py                              # K = 4: ten minutes on one core
@@ -98,7 +98,7 @@ MODEL_HIDDEN = 256  # width of the hidden layers of predictor and inverse model
 PREDICTOR_BATCH_SIZE = 512
 PREDICTOR_PRETRAINING = 16  # times as many predictor steps before the policy's first update
 SNIPPET = 16  # consecutive frames in a minibatch of the autoencoder
-AE_LR_KEPT = 0.2  # what is left of the autoencoder's step size after its pretraining
+AE_LR_KEPT = 0.2  # what is left of the autoencoder's learning rate after its pretraining
 # torchrun starts W processes and tells each its rank; they share environments and minibatches
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -127,8 +127,8 @@ class Args:
     total_timesteps: int = 1_000_000  # env steps of the whole run, those of the pretraining too
     num_envs: int = 64  # parallel environments (N), of all processes together
     num_steps: int = 100  # steps per environment and rollout (T)
-    learning_rate: float = 2e-3  # Adam step size of policy and value
-    anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
+    learning_rate: float = 2e-3  # Adam learning rate of policy and value
+    anneal_lr: bool = True  # let all learning rates but D's fall linearly to zero over the run
     gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 8  # minibatches per epoch of the PPO update
@@ -139,8 +139,8 @@ class Args:
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    normalize_reward: bool = True  # subtract the running mean, divide by the running deviation
-    disc_learning_rate: float = 1e-3  # Adam step size of D
+    normalize_reward: bool = True  # subtract the running mean, divide by the running std
+    disc_learning_rate: float = 1e-3  # Adam learning rate of D
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 512  # expert windows of K frames, and as many of the policy's
     disc_hidden_size: int = 128  # width of D's two hidden layers
@@ -158,7 +158,7 @@ class Args:
     inverse_coef: float = 0.1  # weight of the inverse model's loss (0: reconstruction alone)
     predictor_steps: int = 60  # predictor steps per rollout (0: the policy sees present latents)
     ae_batch_size: int = 128  # frames in a minibatch: half of the expert, up to half of the policy
-    ae_learning_rate: float = 1e-3  # Adam step size of the autoencoder; a fifth once pretrained
+    ae_learning_rate: float = 1e-3  # Adam learning rate of the autoencoder; a fifth once pretrained
 
     def check(self) -> None:
         """Raise UserError for a setting out of range, before anything is written."""
@@ -212,7 +212,7 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
-    since x may be large beside its deviation. With `whole` all of data is within the clip."""
+    since x may be large beside its std. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
@@ -234,7 +234,7 @@ class Standardize(nn.Module):
 class Autoencoder(nn.Module):
     """Two strided convolutions and a linear layer to Z latents, and back by sub-pixel convolutions
     (Shi et al. 2016). It knows its normalization: mean and spread of the expert's frames (B, H, W)
-    uint8, and mean and deviation of the expert's features, which change with the encoder (see
+    uint8, and mean and std of the expert's features, which change with the encoder (see
     encode_expert)."""
 
     def __init__(self, frames: Tensor, latent_dim: int, frame_stack: int):
@@ -302,7 +302,7 @@ class GaussianAgent(nn.Module):
         return self.critic(x).squeeze(-1)
 
     def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the action, (..., A) each, from the actor's output."""
+        """Mean and log std of the action, (..., A) each, from the actor's output."""
         mean, log_std = output.chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -359,8 +359,8 @@ class Networks(nn.Module):
 
 def make_optimizers(nets: Networks, args: Args) -> dict[str, Adam]:
     """First layers of policy and value take smaller steps where they have many inputs: Adam moves
-    each weight by up to its step size, so that a layer of 134 inputs (the default) would move the
-    policy 8 times as far as one of 17. Step sizes are tensors, so that CUDA graphs read them."""
+    each weight by up to its learning rate, so that a layer of 134 inputs (the default) would move
+    the policy 8 times as far as one of 17. Learning rates are tensors: CUDA graphs read them."""
     first = [*nets.agent.actor[0].parameters(), *nets.agent.critic[0].parameters()]
     others = [*nets.agent.actor[1:].parameters(), *nets.agent.critic[1:].parameters()]
     weights = list(nets.autoencoder.parameters())
@@ -506,7 +506,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -782,7 +782,7 @@ def update_autoencoder(graphs, expert, rollout, num_steps, args, generator, with
 @torch.no_grad()
 def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     """Sets expert["features"] (L, K Z), of the frames after each action, with the encoder as it is
-    now; from now on their mean and deviation standardize the policy's features too."""
+    now; from now on their mean and std standardize the policy's features too."""
     features = latent_steps(autoencoder.encode_all(expert["frames"])[expert["windows"]])
     statistics = Standardize(features.cpu().numpy()).state_dict()
     autoencoder.standardize.load_state_dict(statistics)  # into the tensors that CUDA graphs read
@@ -908,8 +908,8 @@ def train(args: Args) -> dict[str, float]:
         bad = [name for name in losses if not math.isfinite(log[name])]
         finite = all(x.isfinite().all() for x in nets.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
-                "(the last checkpoint is older).")
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
+                "rates (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(nets, render, graphs, demos, 20, args.seed + 10_000, args)[-1]
             log |= return_metrics(returns, demos)

@@ -3,11 +3,11 @@
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
 #                 "tyro==1.0.17", "wandb==0.31.0", "tqdm==4.70.1", "matplotlib==3.11.2"]
 # ///
-"""GAIL + PPO: imitate a demonstrator from (state, action) pairs, complete in one file.
+"""GAIL + PPO: imitate an expert from (state, action) pairs, complete in one file.
 
 Generative Adversarial Imitation Learning (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476):
 a discriminator D learns to tell demonstrated steps from the policy's own; PPO (Schulman et al.
-2017, https://arxiv.org/abs/1707.06347) trains the policy to be taken for the demonstrator.
+2017, https://arxiv.org/abs/1707.06347) trains the policy to be taken for the expert.
 
     repeat:  collect a rollout -> update D -> reward = how sure D is of the expert -> update policy
 
@@ -19,7 +19,7 @@ Where this departs from the papers, and why:
  3. PPO instead of TRPO: simpler, and faster per step. `toy_pointnav.py` has TRPO.
  4. D has a gradient penalty, on its logit (Gulrajani et al. 2017, there for a Wasserstein critic),
     which keeps it smooth enough to climb.
- 5. Rewards are normalized by a running mean and deviation: PPO sees one scale while D drifts.
+ 5. Rewards are normalized by a running mean and std: PPO sees one scale while D drifts.
  6. Policy, value and D work on observations and actions standardized with the demonstrations'
     statistics, which never change. So it does not matter what units an environment has.
  7. D sees the action as executed (clipped), not as sampled, which may lie beyond the bounds.
@@ -28,7 +28,7 @@ Where this departs from the papers, and why:
  9. Where the task ends, by a fall or at a goal, an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925). Its reward is not learned by D, as there, but comes from
     counting the time that expert and policy spend there (terminal_logits).
-10. The policy's deviation depends on the state, as the demonstrator's does; otherwise D can tell
+10. The policy's std depends on the state, as the expert's does; otherwise D can tell
     the two apart by their noise.
 11. Policy and D chase each other. What is evaluated and saved is a running average of the policy's
     weights, mostly of the last twentieth of the rollouts so far, which swings less than either
@@ -98,8 +98,8 @@ class Args:
     total_timesteps: int = 500_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 32  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)
-    learning_rate: float = 3e-3  # Adam step size of policy and value
-    anneal_lr: bool = True  # let that step size fall to zero, most of it late in the run
+    learning_rate: float = 3e-3  # Adam learning rate of policy and value
+    anneal_lr: bool = True  # let that learning rate fall to zero, most of it late in the run
     gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
@@ -115,9 +115,9 @@ class Args:
     """what to maximize; env wants --gamma 0.99 --gae-lambda 0.95"""
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = True  # subtract the running mean, divide by the running deviation
+    normalize_reward: bool = True  # subtract the running mean, divide by the running std
 
-    disc_learning_rate: float = 3e-3  # Adam step size of D
+    disc_learning_rate: float = 3e-3  # Adam learning rate of D
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 512  # expert transitions, and as many of the policy's, in a minibatch
     disc_hidden_size: int = 128  # width of D's two hidden layers
@@ -157,7 +157,7 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
-    since x may be large beside its deviation. With `whole` all of data is within the clip."""
+    since x may be large beside its std. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
@@ -200,7 +200,7 @@ class Agent(nn.Module):
         return self.critic(x).squeeze(-1)
 
     def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the action, (..., A) each, from the actor's output."""
+        """Mean and log std of the action, (..., A) each, from the actor's output."""
         mean, log_std = output.chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -309,7 +309,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -605,8 +605,8 @@ def train(args: Args) -> dict[str, float]:
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
         finite = all(x.isfinite().all() for x in agent.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
-                "(the last checkpoint is older).")
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
+                "rates (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)

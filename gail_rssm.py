@@ -21,7 +21,7 @@ The model, of observations o and actions a, has a state of two parts, [h, z]:
 
 Where this departs from the papers, and why:
 
- 1. The demonstrator's actions are neither needed nor used: D sees pairs of observations, where a
+ 1. The expert's actions are neither needed nor used: D sees pairs of observations, where a
     step led and how far (Torabi et al. 2018, https://arxiv.org/abs/1807.06158).
  2. D compares demonstrated pairs with decoded imagined ones, which begin in states of the replay,
     recent ones preferred. Noise on both keeps D from knowing the imagined ones by their blur. D is
@@ -37,7 +37,7 @@ Where this departs from the papers, and why:
     state, and a value fitted to squared errors are Dreamer's. The reconstruction weighs more than
     in either: where an observation has few numbers, the return hangs on how precisely they are
     known.
- 5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running deviation.
+ 5. Rewards are softplus(logit) = -log(1 - D), less their mean, over a running std.
  6. Where the task ends an absorbing state follows (Kostrikov et al. 2019,
     https://arxiv.org/abs/1809.02925), whose reward is not learned but counted. A time limit ends an
     episode, not the task.
@@ -136,13 +136,13 @@ class Args:
     num_steps: int = 20  # steps in each environment between updates (T)
     learning_starts: int = 1_000  # observations of finished episodes before the first update
     updates: int = 16  # updates of model, D, policy and value after each rollout
-    anneal_lr: bool = True  # let all step sizes but D's fall linearly to zero over the run
+    anneal_lr: bool = True  # let all learning rates but D's fall linearly to zero over the run
 
     batch_size: int = 32  # replayed sequences in a batch (B)
     sequence_length: int = 16  # observations in a sequence (L)
     recent_share: float = 0.3  # share of the sequences that are drawn from recent steps alone
     recent_steps: int = 5_000  # how many of the latest observations are recent
-    model_learning_rate: float = 1.5e-3  # Adam step size of the model
+    model_learning_rate: float = 1.5e-3  # Adam learning rate of the model
     deter_size: int = 128  # size of the model's deterministic state h (M)
     stoch_size: int = 32  # size of its stochastic state z (Z)
     model_hidden_size: int = 128  # width of the model's layers
@@ -153,14 +153,14 @@ class Args:
 
     horizon: int = 12  # steps to imagine (H)
     num_starts: int = 128  # replayed states to imagine from, at most (S)
-    learning_rate: float = 8e-4  # Adam step size of policy and value
+    learning_rate: float = 8e-4  # Adam learning rate of policy and value
     gamma: float = 0.0  # discount factor (0: 1 - 3 / L, 0.85 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.95  # lambda of the lambda-returns
     ent_coef: float = 1e-3  # weight of the policy's entropy bonus
     average_share: float = 0.02  # share of rollouts that the judged agent averages (0: the last)
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
-    disc_learning_rate: float = 1e-3  # Adam step size of D
+    disc_learning_rate: float = 1e-3  # Adam learning rate of D
     disc_steps: int = 1  # minibatch steps of D per update
     disc_batch_size: int = 512  # demonstrated pairs, and as many imagined, in a minibatch
     disc_hidden_size: int = 128  # width of D's two hidden layers
@@ -200,7 +200,7 @@ def norm_mlp(sizes: list[int]) -> nn.Sequential:
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
-    since x may be large beside its deviation. With `whole` all of data is within the clip."""
+    since x may be large beside its std. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
@@ -842,8 +842,8 @@ def train(args: Args) -> dict[str, float]:
         bad = [name for name in losses if not math.isfinite(log[name])]
         finite = all(x.isfinite().all() for net in nets.values() for x in net.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
-                "(the last checkpoint is older).")
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
+                "rates (the last checkpoint is older).")
         if last or step % args.eval_interval < rollout_size:  # passed a multiple
             returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)

@@ -101,8 +101,8 @@ class Args:
     total_timesteps: int = 500_000  # environment steps of the whole run, in whole rollouts
     num_envs: int = 32  # parallel environments (N)
     num_steps: int = 100  # steps per environment and rollout (T)
-    learning_rate: float = 3e-3  # Adam step size of policy and value
-    anneal_lr: bool = True  # let that step size fall to zero, most of it late in the run
+    learning_rate: float = 3e-3  # Adam learning rate of policy and value
+    anneal_lr: bool = True  # let that learning rate fall to zero, most of it late in the run
     gamma: float = 0.0  # discount factor (0: 1 - 10 / L, 0.9 to 0.99; L: demos' mean length)
     gae_lambda: float = 0.8  # lambda of generalized advantage estimation
     num_minibatches: int = 5  # minibatches per epoch of the PPO update
@@ -119,9 +119,9 @@ class Args:
     use_actions: bool = False  # show D the action that led to each state as well
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = True  # subtract the running mean, divide by the running deviation
+    normalize_reward: bool = True  # subtract the running mean, divide by the running std
 
-    disc_learning_rate: float = 0.0  # Adam step size of D (0: 3e-3, with transformer 1e-3)
+    disc_learning_rate: float = 0.0  # Adam learning rate of D (0: 3e-3, with transformer 1e-3)
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 0  # windows of each side in D's minibatch (0: 512, with transformer 48)
     disc_hidden_size: int = 128  # width of D's layers (H)
@@ -165,7 +165,7 @@ def mlp(sizes: list[int], output_gain: float, generator: Generator) -> nn.Sequen
 class Standardize(nn.Module):
     """(x - mean) / std, clipped, in float32, with the statistics of data (L, X), saved with the
     weights. What does not vary in data becomes 0: no network sees it. Computed in float64,
-    since x may be large beside its deviation. With `whole` all of data is within the clip."""
+    since x may be large beside its std. With `whole` all of data is within the clip."""
 
     def __init__(self, data: np.ndarray, whole: bool = False):
         super().__init__()
@@ -208,7 +208,7 @@ class Agent(nn.Module):
         return self.critic(x).squeeze(-1)
 
     def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log deviation of the action, (..., A) each, from the actor's output."""
+        """Mean and log std of the action, (..., A) each, from the actor's output."""
         mean, log_std = output.chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -387,7 +387,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -669,8 +669,8 @@ def train(args: Args) -> dict[str, float]:
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
         finite = all(x.isfinite().all() for x in agent.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; start again with smaller step sizes "
-                "(the last checkpoint is older).")
+                f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
+                "rates (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:  # passed a multiple
             returns = evaluate(slow, demos, 20, args.seed + 10_000, args.threads)[-1]
             log |= return_metrics(returns, demos)

@@ -99,8 +99,8 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     hidden_size: int = 64  # width of the hidden layers of policy and value
 
-    learning_rate: float = 3e-3  # PPO: Adam step size of policy and value
-    anneal_lr: bool = True  # PPO: let that step size fall linearly to zero over the run
+    learning_rate: float = 3e-3  # PPO: Adam learning rate of policy and value
+    anneal_lr: bool = True  # PPO: let that learning rate fall linearly to zero over the run
     num_minibatches: int = 2  # PPO: minibatches per epoch
     update_epochs: int = 8  # PPO: epochs over each rollout
     clip_coef: float = 0.2  # PPO: clipping of the probability ratio
@@ -111,12 +111,12 @@ class Args:
     cg_iterations: int = 10  # TRPO: conjugate gradient iterations
     cg_damping: float = 0.01  # TRPO: this much of the identity is added to the Fisher matrix
     value_steps: int = 20  # TRPO: Adam steps of the value per rollout
-    value_learning_rate: float = 3e-3  # TRPO: Adam step size of the value
+    value_learning_rate: float = 3e-3  # TRPO: Adam learning rate of the value
 
     reward_form: Literal["softplus", "logit", "logsigmoid"] = "logsigmoid"
     """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
-    normalize_reward: bool = False  # subtract the running mean, divide by the running deviation
-    disc_learning_rate: float = 3e-3  # Adam step size of D
+    normalize_reward: bool = False  # subtract the running mean, divide by the running std
+    disc_learning_rate: float = 3e-3  # Adam learning rate of D
     disc_steps: int = 20  # minibatch steps of D per rollout
     disc_batch_size: int = 256  # expert pairs, and as many of the policy's, in a minibatch
     disc_hidden_size: int = 128  # width of D's two hidden layers
@@ -244,7 +244,7 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
 
 
 class RewardNormalizer:
-    """Normalizes by mean and deviation of the steps' rewards of the last REWARD_WINDOW rollouts."""
+    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
 
     def __init__(self):
         self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
@@ -550,7 +550,7 @@ def train(args: Args) -> dict[str, float]:
         bad = [name for name, x in log.items() if not math.isfinite(x)]
         finite = all(x.isfinite().all() for x in agent.parameters())
         require(finite and not bad, f"training diverged at step {step}: "
-                f"{', '.join(bad) or 'weights'} not finite; lower the step sizes.")
+                f"{', '.join(bad) or 'weights'} not finite; lower the learning rates.")
         rows.append({"global_step": step} | log)
         write_csv(rows, run_dir / "metrics.csv")
         if args.track:

@@ -461,7 +461,7 @@ MUTANTS = [
     ),
     (
         "gail_ppo",
-        "D takes the policy's step size",
+        "D takes the policy's learning rate",
         "Adam(disc.parameters(), lr=args.disc_learning_rate",
         "Adam(disc.parameters(), lr=args.learning_rate",
     ),
@@ -523,7 +523,7 @@ MUTANTS = [
     ),
     (
         "collect_expert_sac",
-        "the critic's step size stays",
+        "the critic's learning rate stays",
         "for optimizer in optimizers.values():\n                left",
         'for optimizer in [optimizers["actor"]]:\n                left',
     ),

@@ -1052,7 +1052,7 @@ def test_the_horizon_follows_the_demonstrations(monkeypatch, demo_file, module, 
 
 
 def test_flags_reach_the_loop(tmp_path):
-    """D burns in once, and the step size falls, most of it late, or not at all."""
+    """D burns in once, and the learning rate falls, most of it late, or not at all."""
     flags = ["--num-envs", "4", "--total-timesteps", "3200"]
     run(tmp_path, "a", *flags, "--burn-in-steps", "5")
     rows = rows_of(tmp_path / "a")[:8]
