@@ -1294,7 +1294,7 @@ def test_cuda_without_a_gpu_is_an_error(capsys):
         (
             "metadata",
             json.dumps({"env_id": "HalfCheetah-v4", "max_episode_steps": 4}),
-            "5 steps, but max_episode_steps is 4",
+            "5 steps, max_episode_steps is 4",
         ),
         ("metadata", None, "'metadata' is missing"),
         ("metadata", json.dumps({"env_id": "HalfCheetah-v4"}), "'max_episode_steps' is missing"),

@@ -86,7 +86,7 @@ TABLE = [
     (IMITATORS, "--demos {}/nan.npz", "expected 15 rows of finite numbers"),
     (IMITATORS, "--demos {}/no_episodes.npz", "holds 0 episodes"),
     (IMITATORS, "--demos {}/no_steps.npz", "'lengths' must be (E,) int64, each episode of 1 step or more"),
-    (IMITATORS, "--demos {}/too_long.npz", "an episode has 5 steps, but max_episode_steps is 4"),
+    (IMITATORS, "--demos {}/too_long.npz", "an episode has 5 steps, max_episode_steps is 4"),
     (IMITATORS, "--demos {}/flags.npz", "'terminated' is int64 of shape (3,), expected (E,) bool"),
     (IMITATORS, "--demos {}/no_limit.npz", "the field 'max_episode_steps' is missing"),
     (IMITATORS, "--demos {}/hopper.npz", "recorded in Hopper-v4, but --env-id is HalfCheetah-v4"),
