@@ -219,7 +219,7 @@ class Standardize(nn.Module):
         return (self.mean + self.std.nan_to_num(posinf=0.0) * x).float()
 
 
-class Autoencoder(nn.Module):
+class FrameAutoencoder(nn.Module):
     """What --obs pixels sees of raw observations (B, O): the latents of a frame drawn of each.
     `frames` (B, rows, columns) uint8 say what an average frame is, how much each pixel varies."""
 
@@ -373,7 +373,7 @@ class RSSMAgent(nn.Module):
     autoencoder makes of them, is standardized by demos["obs"] (K, O), actions by the bounds
     demos["low"] and ["high"] (A,)."""
 
-    def __init__(self, demos: dict, args, autoencoder: Autoencoder | None = None):
+    def __init__(self, demos: dict, args, autoencoder: FrameAutoencoder | None = None):
         super().__init__()
         self.autoencoder = autoencoder
         obs_dim, self.action_dim = demos["obs"].shape[1], len(demos["low"])
@@ -597,7 +597,7 @@ def begin_episode(agent: RSSMAgent, episodes: dict, i: int) -> None:
     episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
 
 
-def pretrain_autoencoder(autoencoder: Autoencoder, envs, demos: dict, args, generator) -> None:
+def pretrain_autoencoder(autoencoder: FrameAutoencoder, envs, demos: dict, args, generator) -> None:
     """Train the autoencoder on demonstrated frames and those of random actions, half and half; then
     it is frozen, so that what has been seen stays what it was."""
     envs.action_space.seed(args.seed)
@@ -758,7 +758,8 @@ def train(args: Args) -> dict[str, float]:
     autoencoder = None
     if args.obs == "pixels":
         render = CapsuleRenderer(envs, args.image_size, args.threads).to(device)
-        autoencoder = Autoencoder(render, render(demos["observations"]), args.latent_dim).to(device)
+        frames = render(demos["observations"])
+        autoencoder = FrameAutoencoder(render, frames, args.latent_dim).to(device)
     saved = {"rows": [], "seconds": 0.0, "wandb_id": None, "simulator": None}
     saved["scales"] = {"reward": 1.0, "return": 1.0}
     if args.resume:
@@ -1213,7 +1214,7 @@ def load_agent(path: str) -> tuple[RSSMAgent, dict]:
     if args.obs == "pixels":
         render = CapsuleRenderer(make_envs(saved, 1, 1), args.image_size, 1)
         frames = torch.zeros(1, render.height, render.width)
-        autoencoder = Autoencoder(render, frames, args.latent_dim)
+        autoencoder = FrameAutoencoder(render, frames, args.latent_dim)
     agent = RSSMAgent(demos, args, autoencoder)  # with anything of these shapes
     agent.load_state_dict(weights)
     return agent, saved

@@ -902,13 +902,13 @@ def test_a_resumed_run_may_have_other_threads(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def cheetah():
-    """Autoencoder of HalfCheetah, environments, demonstrations, settings."""
+    """FrameAutoencoder of HalfCheetah, environments, demonstrations, settings."""
     args = settings(obs="pixels", image_size=24, latent_dim=6, pretrain_steps=20, threads=1)
     torch.manual_seed(0)
     demos = r.load_demos(r.Args(num_demos=2), ["observations"])
     envs = r.make_envs(demos, 4, 1)
     render = r.CapsuleRenderer(envs, args.image_size, 1)
-    return r.Autoencoder(render, render(demos["observations"]), args.latent_dim), envs, demos, args
+    return r.FrameAutoencoder(render, render(demos["observations"]), args.latent_dim), envs, demos, args
 
 
 def test_a_short_demonstration_is_drawn_as_well(cheetah, tmp_path):

@@ -12,7 +12,7 @@ BUDGETS = {
     "gail_ppo": (1043, 58),
     "gail_state_seq": (1122, 64),
     "gail_pixels_ae": (1631, 92),
-    "gail_rssm": (1427, 81),
+    "gail_rssm": (1428, 81),
     "bc": (816, 45),
     "collect_expert_sac": (747, 40),
     "toy_pointnav": (901, 48),
