@@ -113,8 +113,6 @@ class Args:
 
     reward_source: Literal["gail", "env", "combined"] = "gail"
     """what to maximize; env wants --gamma 0.99 --gae-lambda 0.95"""
-    reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
-    """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
     normalize_reward: bool = True  # subtract the running mean, divide by the running std
 
     disc_learning_rate: float = 3e-3  # Adam learning rate of D
@@ -283,14 +281,10 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
-def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is of the form of AIRL's
-    (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
-    if form == "softplus":
-        return F.softplus(logit)  # -log(1 - D)
-    if form == "logsigmoid":
-        return F.logsigmoid(logit)  # log D
-    return logit  # log D - log(1 - D)
+def imitation_reward(logit: Tensor) -> Tensor:
+    """GAIL's reward -log(1 - D), of any shape. AIRL's would be the logit itself, which is
+    log D - log(1 - D) (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
+    return F.softplus(logit)
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
@@ -449,8 +443,8 @@ def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], vis
         counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
         visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
         offset, absorbing_logit = terminal_logits(**visits)
-        rewards["gail"] = imitation_reward(logit + offset, args.reward_form)
-        absorbing["gail"] = imitation_reward(absorbing_logit, args.reward_form)
+        rewards["gail"] = imitation_reward(logit + offset)
+        absorbing["gail"] = imitation_reward(absorbing_logit)
         log["reward/absorbing"] = absorbing["gail"].item()
     total, total_absorbing = torch.zeros_like(rewards["env"]), torch.zeros(())
     for name, reward in rewards.items():

@@ -25,8 +25,7 @@ The window that rewards step t ends with the state that its action led to, and l
  3. An episode's first window repeats its first state, for expert and policy alike, by one function.
     No window spans a reset. Otherwise the beginnings would tell D whose they are.
  4. --discriminator transformer reads the window as a sequence: one attention layer, from the newest
-    state. All windows of a rollout are scored in one pass, each token embedded once, which equals
-    one pass for each window because there is one layer (a second would see past the window).
+    state.
  5. Most of a long window lies before the action that it rewards, so it teaches more slowly. It
     helps that attention begins with the latest states (its biases with minus the distance).
  6. --use-actions makes chains: each state comes with the action that led to it.
@@ -36,7 +35,7 @@ The window that rewards step t ends with the state that its action led to, and l
     policy's weights.
 
 Shapes: T steps, N environments, B batch, O observation, A action, L steps in E demonstrations;
-K tokens in a window, a token (X) is a state, or a state and an action; S tokens in a rollout.
+K tokens in a window, a token (X) is a state, or a state and an action.
 
     python gail_state_seq.py                                     # K = 2: 41 seconds
     python gail_state_seq.py --seq-len 16 --discriminator transformer --use-actions
@@ -117,8 +116,6 @@ class Args:
     seq_len: int = 2  # states in D's window (K)
     discriminator: Literal["mlp", "transformer"] = "mlp"  # network that reads the window
     use_actions: bool = False  # show D the action that led to each state as well
-    reward_form: Literal["softplus", "logit", "logsigmoid"] = "softplus"
-    """softplus(logit) = -log(1 - D), logit = log D - log(1 - D), logsigmoid(logit) = log D"""
     normalize_reward: bool = True  # subtract the running mean, divide by the running std
 
     disc_learning_rate: float = 0.0  # Adam learning rate of D (0: 3e-3, with transformer 1e-3)
@@ -261,10 +258,6 @@ class MLPDiscriminator(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         return self.net(windows.flatten(-2)).squeeze(-1)
 
-    def score(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Logits (T, N) of the windows that cut_windows made."""
-        return self(gather_windows(tokens, index))
-
 
 class TransformerDiscriminator(nn.Module):
     """The same logit from one attention layer: the newest token asks, all K answer.
@@ -298,41 +291,8 @@ class TransformerDiscriminator(nn.Module):
         answer = (weight.unsqueeze(-1) * value).sum(-2).flatten(-2)  # (..., H)
         return self.head(torch.cat([newest.squeeze(-2), answer], dim=-1)).squeeze(-1)
 
-    def score(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Logits (T, N) of the windows that cut_windows made: what `forward` says of each, but with
-        each of the S tokens embedded once, not in K windows."""
-        embedded = self.embed(tokens).transpose(0, 1)  # (N, S, H)
-        newest = embedded[:, -len(index) :]  # (N, T, H)
-        query = self.split_heads(self.query(newest))
-        key, value = self.split_heads(self.key(embedded)), self.split_heads(self.value(embedded))
-        match = query / math.sqrt(key.shape[-1]) @ key.transpose(-1, -2)  # (N, heads, T, S)
-        index = index.transpose(0, 1).unsqueeze(1).expand(-1, HEADS, -1, -1)  # (N, heads, T, K)
-        weight = torch.softmax(match.gather(-1, index) + self.distance_bias.unsqueeze(1), dim=-1)
-        weight = torch.zeros_like(match).scatter_add_(-1, index, weight)  # repeated tokens add up
-        answer = (weight @ value).transpose(1, 2).flatten(2)  # (N, T, H)
-        return self.head(torch.cat([newest, answer], dim=-1)).squeeze(-1).T
-
 
 # The algorithm, as functions
-
-
-def window_index(begins: Tensor, seq_len: int) -> Tensor:
-    """Which tokens make the window of each step, the newest last: (T, N) -> (T, N, K). An index
-    counts the K tokens of the window before step 0, then s(0) ... s(T-1), then s(1) ... s(T).
-    Where `begins` says that an episode begins, its first state stands for all that lies before."""
-    (steps, envs), device, index = begins.shape, begins.device, []
-    window = torch.arange(seq_len, device=device).expand(envs, -1)
-    for t in range(steps):
-        window = torch.where(begins[t, :, None], seq_len + t, window)
-        newest = torch.full((envs, 1), seq_len + steps + t, device=device)
-        window = torch.cat([window[:, 1:], newest], dim=1)
-        index.append(window)
-    return torch.stack(index)
-
-
-def gather_windows(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens (S, N, X), index (T, N, K) -> windows (T, N, K, X)."""
-    return tokens[index, torch.arange(index.shape[1], device=index.device)[:, None]]
 
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -361,14 +321,10 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
-def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is of the form of AIRL's
-    (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
-    if form == "softplus":
-        return F.softplus(logit)  # -log(1 - D)
-    if form == "logsigmoid":
-        return F.logsigmoid(logit)  # log D
-    return logit  # log D - log(1 - D)
+def imitation_reward(logit: Tensor) -> Tensor:
+    """GAIL's reward -log(1 - D), of any shape. AIRL's would be the logit itself, which is
+    log D - log(1 - D) (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
+    return F.softplus(logit)
 
 
 def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
@@ -485,27 +441,32 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
 
 
 @torch.no_grad()
-def cut_windows(rollout: dict, episodes: dict, args: Args) -> tuple[Tensor, Tensor]:
-    """What D sees, of the demonstrations and the policy alike: a rollout's tokens (S, N, X), and
-    which of them are the window of each step (T, N, K).
-    `episodes` goes on from one rollout to the next: "window" (K, N, X), the latest, and "begins"
-    (N,), whether a new episode follows it. Without them all episodes begin."""
+def cut_windows(rollout: dict, episodes: dict, args: Args) -> Tensor:
+    """What D sees, of the demonstrations and the policy alike: the window of each step of a rollout,
+    (T, N, K, X), the newest token last. `episodes` goes on from one rollout to the next: "window"
+    (N, K, X), the latest, and "begins" (N,), whether a new episode follows it. Without them all
+    episodes begin."""
     before, after = rollout["obs"], rollout["next_obs"]
     if args.use_actions:  # of `before` only first states are used: no action led there
         before = torch.cat([before, torch.zeros_like(rollout["executed"])], dim=-1)
         after = torch.cat([after, rollout["executed"]], dim=-1)
-    window = episodes.get("window", torch.zeros(args.seq_len, *after.shape[1:])).to(after.device)
+    empty = torch.zeros(after.shape[1], args.seq_len, after.shape[2])
+    window = episodes.get("window", empty).to(after.device)
     begins = episodes.get("begins", torch.ones_like(rollout["ended"][0])).to(after.device)
-    index = window_index(torch.cat([begins[None], rollout["ended"][:-1]]), args.seq_len)
-    tokens = torch.cat([window, before, after])
-    episodes["window"] = gather_windows(tokens, index[-1:])[0].transpose(0, 1)
-    episodes["begins"] = rollout["ended"][-1]
-    return tokens, index
+    windows = []
+    for t in range(len(after)):
+        first = before[t].unsqueeze(1)  # of an episode: it stands for all that lies before
+        window = torch.where(begins[:, None, None], first, window)
+        window = torch.cat([window[:, 1:], after[t].unsqueeze(1)], dim=1)
+        windows.append(window)
+        begins = rollout["ended"][t]
+    episodes["window"], episodes["begins"] = window, begins
+    return torch.stack(windows)
 
 
 def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, generator):
     """Steps of D on the expert's windows (L, K, X) and the rollout's -> log of the last."""
-    policy = gather_windows(rollout["tokens"], rollout["window"]).flatten(0, 1)
+    policy = rollout["windows"].flatten(0, 1)
     size = args.disc_batch_size
     for _ in range(args.disc_steps):
         expert_x = expert[torch.randint(len(expert), (size,), generator=generator)]
@@ -532,12 +493,12 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     """What PPO maximizes: {"steps": the reward (T, N) of each step, for the window that its action
     completed, "absorbing": that of each step after an end}, log. `visits` is what terminal_logits
     takes; the rollout's counts are added to the policy's."""
-    logit = disc.score(rollout["tokens"], rollout["window"])
+    logit = disc(rollout["windows"])
     counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
     visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
-    rewards = imitation_reward(logit + offset, args.reward_form)
-    absorbing = imitation_reward(absorbing_logit, args.reward_form)
+    rewards = imitation_reward(logit + offset)
+    absorbing = imitation_reward(absorbing_logit)
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/env_mean"] = rollout["env_reward"].mean().item()  # for the record alone
     log["reward/absorbing"] = absorbing.item()
@@ -610,8 +571,8 @@ def train(args: Args) -> dict[str, float]:
     match_demos(demos, envs)
     demos["random_return"] = evaluate(None, demos, 20, args.seed, args.threads)[-1].mean().item()
     agent = Agent(demos, args.hidden_size, generator).to(device)
-    tokens, index = cut_windows(as_rollout(demos, agent, args.use_actions), {}, args)
-    expert = gather_windows(tokens, index).flatten(0, 1)  # (L, K, X)
+    expert_rollout = as_rollout(demos, agent, args.use_actions)
+    expert = cut_windows(expert_rollout, {}, args).flatten(0, 1)  # (L, K, X)
     network = {"mlp": MLPDiscriminator, "transformer": TransformerDiscriminator}[args.discriminator]
     disc = network(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
@@ -659,7 +620,7 @@ def train(args: Args) -> dict[str, float]:
             rest = 1 - (iteration / num_iterations) ** 3
             optimizer.param_groups[0]["lr"] = args.learning_rate * rest
         rollout, log = collect(envs, agent, episodes, args.num_steps, generator)
-        rollout["tokens"], rollout["window"] = cut_windows(rollout, episodes, args)
+        rollout["windows"] = cut_windows(rollout, episodes, args)
         log |= update_window_discriminator(disc, disc_optimizer, expert, rollout, args, generator)
         rewards, reward_log = compute_window_rewards(rollout, disc, normalizer, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)

@@ -118,8 +118,6 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("gradient penalty 0.1", "--grad-penalty-coef 0.1"),
                 ("gradient penalty 1", "--grad-penalty-coef 1"),
                 ("gradient penalty 10", "--grad-penalty-coef 10"),
-                ("reward log D - log(1 - D)", "--reward-form logit"),
-                ("reward log D", "--reward-form logsigmoid"),
                 ("rewards not normalized", "--no-normalize-reward"),
                 ("D: 2 steps a rollout", "--disc-steps 2"),
                 ("D: 10 steps a rollout", "--disc-steps 10"),
@@ -138,6 +136,8 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
                 ("warm start, 500 steps of D first", "--bc-warm-start --burn-in-steps 500"),
             )
         ),
+        ("reward log D - log(1 - D)", "benchmark/patches/gail_reward_logit.patch", [], THREE),
+        ("reward log D", "benchmark/patches/gail_reward_log_d.patch", [], THREE),
         ("without LayerNorm", "benchmark/patches/gail_without_layernorm.patch", [], THREE),
         ("demonstrations unstandardized", "benchmark/patches/gail_unstandardized.patch", [], THREE),
         (

@@ -342,13 +342,10 @@ def test_discriminator_loss_closed_forms():
     assert loss.item() == pytest.approx(-(d.log().mean() + (1 - d).log().mean()).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["softplus", "logit", "logsigmoid"])
-def test_reward_forms_equal_their_definition_and_stay_finite(form):
+def test_reward_equals_its_definition_and_stays_finite():
     logit = torch.linspace(-8, 8, 33, dtype=torch.float64)
-    d = torch.sigmoid(logit)
-    definition = {"softplus": -torch.log(1 - d), "logit": torch.log(d) - torch.log(1 - d), "logsigmoid": torch.log(d)}
-    np.testing.assert_allclose(g.imitation_reward(logit, form).numpy(), definition[form].numpy(), atol=1e-9)
-    extreme = g.imitation_reward(torch.tensor([-1e4, 1e4]), form)
+    torch.testing.assert_close(g.imitation_reward(logit), -torch.log(1 - torch.sigmoid(logit)), rtol=0, atol=1e-9)
+    extreme = g.imitation_reward(torch.tensor([-1e4, 1e4]))
     assert torch.isfinite(extreme).all() and extreme[1] > extreme[0]  # like the expert is always better
 
 
@@ -552,17 +549,16 @@ def test_visits_of_the_whole_run_count():
 
 @pytest.mark.parametrize("expert_ends", [True, False])
 def test_an_end_pays_if_it_is_the_experts(expert_ends):
-    """Whatever the form, and though the rewards are centered."""
+    """Though the rewards are centered."""
     rollout, disc = toy_rollout(), a_disc(23)
     expert_visits = torch.tensor([100, 800]) if expert_ends else torch.tensor([100, 0])
     if not expert_ends:
         rollout["terminated"] = torch.ones(4, 3, dtype=torch.bool)  # the policy falls at every step
-    for form in ("softplus", "logit", "logsigmoid"):
-        normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-        visits = {"expert": expert_visits, "policy": torch.zeros(2)}
-        rewards, _ = g.compute_rewards(rollout, disc, normalizers, visits, g.Args(reward_form=form))
-        better = rewards["absorbing"] > rewards["steps"].max()
-        assert better if expert_ends else rewards["absorbing"] < rewards["steps"].min()
+    normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
+    visits = {"expert": expert_visits, "policy": torch.zeros(2)}
+    rewards, _ = g.compute_rewards(rollout, disc, normalizers, visits, g.Args())
+    better = rewards["absorbing"] > rewards["steps"].max()
+    assert better if expert_ends else rewards["absorbing"] < rewards["steps"].min()
 
 
 def test_the_value_of_an_end_is_that_of_the_absorbing_state():
@@ -834,9 +830,8 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
     [
         ["--reward-source", "env"],
         ["--reward-source", "combined"],
-        ["--reward-form", "logit", "--grad-penalty-coef", "0"],
+        ["--grad-penalty-coef", "0", "--no-normalize-reward"],
         ["--bc-warm-start", "--burn-in-steps", "20", "--num-demos", "1"],
-        ["--reward-form", "logsigmoid", "--no-normalize-reward"],
     ],
 )
 def test_options_run(tmp_path, flags):

@@ -84,7 +84,7 @@ def slow_windows(states, actions, seq_len, use_actions, look_ahead=False):
 def windows_of(rollouts: list[dict], seq_len, use_actions=False):
     """The script's windows of successive rollouts: (L, N, K, X)."""
     episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
-    return torch.cat([s.gather_windows(*s.cut_windows(x, episodes, args)) for x in rollouts])
+    return torch.cat([s.cut_windows(x, episodes, args) for x in rollouts])
 
 
 def an_agent(demos) -> s.Agent:
@@ -94,12 +94,15 @@ def an_agent(demos) -> s.Agent:
 
 
 def test_the_windows_of_four_steps():
-    """Three states a window; the second episode begins at step 2. Tokens: 0 to 2 the window before,
-    3 to 6 the states before the steps, 7 to 10 those after."""
-    begins = torch.tensor([[False], [False], [True], [False]])
-    index = s.window_index(begins, 3)[:, 0].tolist()
-    assert index == [[1, 2, 7], [2, 7, 8], [5, 5, 9], [5, 9, 10]]
-    assert s.window_index(begins, 1)[:, 0].tolist() == [[5], [6], [7], [8]]
+    """Three states a window; the second episode begins at step 2."""
+    states = torch.arange(10.0).view(-1, 1, 1)
+    ended = torch.tensor([[False], [True], [False], [False]])
+    rollout = {"obs": states[[2, 3, 5, 6]], "next_obs": states[[3, 4, 6, 7]], "ended": ended}
+    episodes = {"window": states[:3].view(1, 3, 1), "begins": torch.tensor([False])}  # states 0, 1, 2
+    windows = s.cut_windows(rollout, episodes, s.Args(seq_len=3))
+    assert windows[:, 0, :, 0].tolist() == [[1, 2, 3], [2, 3, 4], [5, 5, 6], [5, 6, 7]]
+    assert episodes["window"].flatten().tolist() == [5, 6, 7] and episodes["begins"].tolist() == [False]
+    assert s.cut_windows(rollout, {}, s.Args(seq_len=1)).flatten().tolist() == [3, 4, 6, 7]
 
 
 @pytest.mark.parametrize("use_actions", [False, True])
@@ -113,8 +116,7 @@ def test_windows_equal_a_slow_loop_over_resets_and_rollouts(seq_len, rollout_ste
 
 @pytest.mark.parametrize("trial", range(12))
 def test_windows_of_environments_of_different_ages_equal_a_slow_loop(trial):
-    """Several environments, each with episodes of its own, six rollouts: windows, and the
-    transformer's one pass over them."""
+    """Several environments, each with episodes of its own, six rollouts."""
     generator, use_actions, envs = torch.Generator().manual_seed(trial), trial % 2 == 1, 3
     seq_len, rollout_steps = torch.randint(1, 9, (2,), generator=generator).tolist()
     steps, rollouts, expected = 6 * rollout_steps, [], []
@@ -124,13 +126,10 @@ def test_windows_of_environments_of_different_ages_equal_a_slow_loop(trial):
         expected.append(slow_windows(states, actions, seq_len, use_actions)[:steps])
         rollouts.append({name: x[:steps] for name, x in rollout.items()})
     rollout = {name: torch.cat([x[name] for x in rollouts], dim=1) for name in rollouts[0]}
-    disc = random_transformer(seq_len, dim=2 + use_actions)
     episodes, args = {}, s.Args(seq_len=seq_len, use_actions=use_actions)
     expected = torch.stack(expected, dim=1).split(rollout_steps)
     for piece, wanted in zip(pieces(rollout, rollout_steps), expected):
-        tokens, index = s.cut_windows(piece, episodes, args)
-        assert torch.equal(s.gather_windows(tokens, index), wanted)
-        torch.testing.assert_close(disc.score(tokens.double(), index), disc(wanted.double()))
+        assert torch.equal(s.cut_windows(piece, episodes, args), wanted)
 
 
 @pytest.mark.parametrize("use_actions", [False, True])
@@ -190,7 +189,7 @@ def test_the_patch_looks_ahead_and_changes_nothing_else(tmp_path, monkeypatch):
     ahead = importlib.import_module("looking_ahead")
     states, actions, rollout = play([5, 3, 9])
     for args in (ahead.Args(seq_len=4, look_ahead=True), ahead.Args(seq_len=4)):
-        windows = ahead.gather_windows(*ahead.cut_windows(rollout, {}, args))[:, 0]
+        windows = ahead.cut_windows(rollout, {}, args)[:, 0]
         assert torch.equal(windows, slow_windows(states, actions, 4, False, args.look_ahead))
     flags = [*TINY, "--demos", str(DEMOS), "--output-dir", str(tmp_path)]
     flags += ["--seq-len", "3", "--discriminator", "transformer", "--total-timesteps", "800"]
@@ -237,32 +236,15 @@ def test_the_transformer_equals_a_slow_loop(seq_len):
     torch.testing.assert_close(disc(windows), expected.view(2, 3))
 
 
-@pytest.mark.parametrize("seq_len", [1, 2, 4, 12])
-@pytest.mark.parametrize("rollout_steps", [5, 100])
-def test_one_pass_equals_scoring_windows_one_by_one(seq_len, rollout_steps):
-    disc, episodes = random_transformer(seq_len), {}
-    _, _, rollout = play([5, 3, 9, 1, 6])
-    mlp = s.MLPDiscriminator(3, seq_len, 16, torch.Generator()).double()
-    args = s.Args(seq_len=seq_len, use_actions=True)
-    for piece in pieces(rollout, rollout_steps):
-        tokens, index = s.cut_windows(piece, episodes, args)
-        tokens = tokens.double()
-        windows = s.gather_windows(tokens, index)
-        for network in (disc, mlp):
-            torch.testing.assert_close(network.score(tokens, index), network(windows))
-
-
 def test_transformer_reads_its_oldest_state_and_nothing_beyond():
     disc, args = random_transformer(4), s.Args(seq_len=4)
     _, _, rollout = play([20], dim=3)
-    tokens, index = s.cut_windows(rollout, {}, args)
-    before = disc.score(tokens.double(), index)[10]
+    before = disc(s.cut_windows(rollout, {}, args).double())[10]
     for step, moves in ((8, True), (7, False)):  # step 10's window holds states 8, 9, 10 and 11
         changed = {name: x.clone() for name, x in rollout.items()}
         changed["obs"][step] += 1.0
         changed["next_obs"][step - 1] += 1.0
-        tokens, index = s.cut_windows(changed, {}, args)
-        assert (disc.score(tokens.double(), index)[10] != before).item() is moves
+        assert (disc(s.cut_windows(changed, {}, args).double())[10] != before).item() is moves
 
 
 def test_an_untrained_transformer_heeds_the_latest_tokens_most():
@@ -309,9 +291,7 @@ def test_window_gradient_penalty_equals_finite_differences(kind):
 
 def rollout_of(windows) -> dict:
     """A rollout of one step in B environments whose windows are those (B, K, X)."""
-    index = torch.arange(windows.shape[1]).expand(1, len(windows), -1)
-    rollout = {"tokens": windows.transpose(0, 1), "window": index}
-    rollout |= {"env_reward": torch.full((1, len(windows)), 7.0)}
+    rollout = {"windows": windows[None], "env_reward": torch.full((1, len(windows)), 7.0)}
     rollout["terminated"] = torch.zeros(1, len(windows), dtype=torch.bool)
     return rollout | {"steps_left": torch.zeros(1, len(windows), dtype=torch.int64)}
 
@@ -369,24 +349,20 @@ def test_one_step_of_the_discriminator_equals_a_plain_one(kind):
     assert log["disc/grad_penalty"] == pytest.approx(penalty.item(), rel=1e-4)
 
 
-# of D, the probability of *expert*
-PLAIN_REWARD = {
-    "softplus": lambda d: -torch.log(1 - d),
-    "logit": lambda d: torch.log(d / (1 - d)),
-    "logsigmoid": torch.log,
-}
+def plain_reward(d):
+    """From D, the probability of *expert*."""
+    return -torch.log(1 - d)
 
 
-@pytest.mark.parametrize("form", PLAIN_REWARD)
-def test_rewards_are_those_of_the_windows_normalized(form):
+def test_rewards_are_those_of_the_windows_normalized():
     windows = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
     disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
     with torch.no_grad():
         d = torch.sigmoid(disc(windows))
-    plain, rollout = PLAIN_REWARD[form](d)[None], rollout_of(windows)
+    plain, rollout = plain_reward(d)[None], rollout_of(windows)
     centered = (plain - plain.mean()) / plain.std(correction=0)
     for normalize, expected in ((False, plain), (True, centered)):
-        args = s.Args(reward_form=form, normalize_reward=normalize)
+        args = s.Args(normalize_reward=normalize)
         visits = {"expert": torch.tensor([1e9, 0]), "policy": torch.tensor([1e9, 0])}  # nobody ends, that is sure
         rewards, log = s.compute_window_rewards(rollout, disc, s.RewardNormalizer(), visits, args)
         torch.testing.assert_close(rewards["steps"], expected, rtol=1e-4, atol=1e-4)
@@ -395,21 +371,20 @@ def test_rewards_are_those_of_the_windows_normalized(form):
         assert log["reward/env_mean"] == 7.0
 
 
-def slow_rewards(form, logits, expert, policy):
+def slow_rewards(logits, expert, policy):
     """Bayes: the odds that a window is the expert's, times how much oftener the expert is at a window at all. `expert`
     and `policy` count steps and absorbing ones."""
     seen = (policy[0] + 0.5) / (sum(policy) + 1)
     share = (expert[0] + seen) / (sum(expert) + 1), seen
     odds = logits.double().exp() * share[0] / share[1]
     absorbing = torch.tensor((1 - share[0]) / (2 - sum(share)), dtype=torch.float64)
-    return PLAIN_REWARD[form](odds / (1 + odds)), PLAIN_REWARD[form](absorbing).item()
+    return plain_reward(odds / (1 + odds)), plain_reward(absorbing).item()
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("form", PLAIN_REWARD)
 @pytest.mark.parametrize("expert", [(120, 880), (1000, 0)])
 @pytest.mark.parametrize("policy_ends", [True, False])
-def test_absorbing_reward_is_that_of_a_discriminator_that_counts(policy_ends, expert, form, normalize):
+def test_absorbing_reward_is_that_of_a_discriminator_that_counts(policy_ends, expert, normalize):
     """Over two rollouts, of which the first still counts at the second."""
     windows = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))
     disc = s.MLPDiscriminator(2, 3, 8, torch.Generator().manual_seed(0))
@@ -418,10 +393,10 @@ def test_absorbing_reward_is_that_of_a_discriminator_that_counts(policy_ends, ex
     rollout["terminated"][0, [3, 7]] = policy_ends
     visits, seen = {"expert": torch.tensor(expert), "policy": torch.zeros(2)}, []
     for rollouts in (1, 2):
-        args = s.Args(reward_form=form, normalize_reward=normalize)
+        args = s.Args(normalize_reward=normalize)
         rewards, _ = s.compute_window_rewards(rollout, disc, normalizer, visits, args)
         policy = rollouts * 50, rollouts * 120 * policy_ends
-        expected, absorbing = slow_rewards(form, logits, expert, policy)
+        expected, absorbing = slow_rewards(logits, expert, policy)
         seen.append(expected)
         if normalize:
             mean, std = torch.cat(seen).mean(), torch.cat(seen).std(correction=0)
@@ -453,7 +428,7 @@ def test_run_writes_its_files_and_returns_its_summary(tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--seq-len", "1", "--reward-form", "logit"],
+        ["--seq-len", "1"],
         ["--seq-len", "100", "--discriminator", "transformer"],
         ["--seq-len", "5", "--use-actions", "--discriminator", "transformer"],
         ["--seq-len", "3", "--use-actions", "--num-steps", "70", "--num-demos", "2"],
@@ -733,9 +708,9 @@ def test_discrete_actions_train_resume_and_evaluate(tmp_path, monkeypatch, use_a
     demos, seen, cut_windows = cart_pole_demos(tmp_path / "cart_pole.npz"), [], s.cut_windows
 
     def noted(rollout, *rest):
-        tokens, index = cut_windows(rollout, *rest)
-        seen.append((rollout, s.gather_windows(tokens, index)))
-        return tokens, index
+        windows = cut_windows(rollout, *rest)
+        seen.append((rollout, windows))
+        return windows
 
     monkeypatch.setattr(s, "cut_windows", noted)
     flags = ["--env-id", "CartPole-v1", "--demos", demos, "--seq-len", "3", "--total-timesteps", "1600"]

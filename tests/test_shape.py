@@ -9,8 +9,8 @@ from conftest import ROOT
 
 # script -> lines, kB that it may have: what it has, so that it grows no more (wished for: 700, 36 and the like)
 BUDGETS = {
-    "gail_ppo": (1043, 58),
-    "gail_state_seq": (1122, 64),
+    "gail_ppo": (1037, 58),
+    "gail_state_seq": (1083, 61),
     "gail_pixels_ae": (1631, 92),
     "gail_rssm": (1428, 81),
     "bc": (816, 45),
