@@ -95,8 +95,7 @@ class Args:
     learning_rate: float = 4e-3  # Adam learning rate
     anneal_lr: bool = True  # let that learning rate fall linearly to zero over the run
     weight_decay: float = 0.3  # decoupled weight decay (AdamW)
-    hidden_size: int = 256  # width of the hidden layers
-    hidden_layers: int = 2  # number of hidden layers
+    hidden_size: int = 256  # width of the two hidden layers
     polyak: float = 0.99  # share of itself that the slow policy keeps at each gradient step
     val_fraction: float = 0.1  # share of the episodes held out for validation, rounded down
 
@@ -120,10 +119,9 @@ class Args:
 def policy_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
     """Linear layers with ReLU between, which cloned better than SiLU and tanh (bc_short.csv);
     orthogonal weights (gain sqrt 2; last layer 0.01)."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+    layers, gains = [], [math.sqrt(2)] * (len(sizes) - 2) + [0.01]
+    for fan_in, fan_out, gain in zip(sizes[:-1], sizes[1:], gains):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        gain = 0.01 if len(layers) == 2 * len(sizes) - 2 else math.sqrt(2)
         nn.init.orthogonal_(layers[-2].weight, gain, generator=generator)
         nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1])
@@ -158,14 +156,14 @@ class Policy(nn.Module):
     that acting needs: weights, statistics of demos["obs"] (L, O) and ["actions"] (L, A), and the
     bounds demos["low"] and ["high"] (A,) of actions, as precise as the world's."""
 
-    def __init__(self, demos: dict, hidden: list[int], gaussian: bool, generator: Generator):
+    def __init__(self, demos: dict, hidden_size: int, gaussian: bool, generator: Generator):
         super().__init__()
         obs_dim, action_dim = demos["obs"].shape[1], demos["actions"].shape[1]
         self.gaussian, self.discrete = gaussian, demos["discrete"]
         self.standardize = Standardize(demos["obs"])
         actions = np.eye(action_dim) if self.discrete else demos["actions"]  # all, even unseen ones
         self.standardize_action = Standardize(actions, whole=True)  # no action may be clipped
-        self.net = policy_mlp([obs_dim, *hidden, action_dim], generator)
+        self.net = policy_mlp([obs_dim, hidden_size, hidden_size, action_dim], generator)
         self.log_std = nn.Parameter(torch.full((action_dim,), INITIAL_LOG_STD))
         self.register_buffer("low", torch.as_tensor(demos["low"]))
         self.register_buffer("high", torch.as_tensor(demos["high"]))
@@ -222,11 +220,11 @@ def cloning_loss(policy: Policy, pairs: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+def polyak_update(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow = (1 - rate) * slow + rate * fast, in place, for parameters
     (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
-        slow_parameter.lerp_(parameter, 1 - polyak)
+        slow_parameter.lerp_(parameter, rate)
 
 
 def fell_away(returns: np.ndarray, demos: dict) -> float:
@@ -283,8 +281,7 @@ def train(args: Args) -> dict[str, float]:
     held_out = split_episodes(len(lengths), args.val_fraction, rng)
     held_out_steps = np.repeat(held_out, lengths)  # (L,)
     train_demos = demos | {x: demos[x][~held_out_steps] for x in ("obs", "actions")}
-    hidden, gaussian = [args.hidden_size] * args.hidden_layers, args.loss == "nll"
-    policy = Policy(train_demos, hidden, gaussian, generator).to(device)
+    policy = Policy(train_demos, args.hidden_size, args.loss == "nll", generator).to(device)
     training = make_pairs(policy, demos, ~held_out_steps)
     validation = make_pairs(policy, demos, held_out_steps)
     slow = copy.deepcopy(policy)
@@ -319,7 +316,7 @@ def train(args: Args) -> dict[str, float]:
             rate = args.learning_rate * (1 - step / total)
             optimizer.param_groups[0]["lr"] = rate  # of the weights; log_std keeps its own
         gradient_step(policy, optimizer, training, args.batch_size, generator)
-        polyak_update(slow, policy, args.polyak)
+        polyak_update(slow, policy, 1 - args.polyak)
 
         done = step + 1
         if done % args.eval_interval == 0 or done == total:
@@ -349,7 +346,7 @@ def train(args: Args) -> dict[str, float]:
             }
             names = ("env_id", "max_episode_steps", "discrete", "random_return")
             task = {"kind": "bc policy"} | {name: demos[name] for name in names}
-            task |= {"hidden": hidden, "gaussian": gaussian}
+            task |= {"hidden_size": args.hidden_size, "gaussian": policy.gaussian}
             task["returns"] = demos["returns"].tolist()  # of the demonstrations, for the figure
             save_atomically(task | {"policy": policy.state_dict()}, run_dir / "policy.pt")
             save_atomically(task | {"policy": slow.state_dict()}, run_dir / "policy_slow.pt")
@@ -623,7 +620,7 @@ def load_agent(path: str) -> tuple[Policy, dict]:
     demos = {"obs": weights["standardize.mean"], "actions": weights["standardize_action.mean"]}
     demos = {name: x.numpy()[None] for name, x in demos.items()}  # for the shapes
     demos |= {"low": weights["low"], "high": weights["high"], "discrete": saved["discrete"]}
-    policy = Policy(demos, saved["hidden"], saved["gaussian"], Generator())
+    policy = Policy(demos, saved["hidden_size"], saved["gaussian"], Generator())
     policy.load_state_dict(weights)
     return policy, saved
 

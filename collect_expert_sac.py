@@ -132,20 +132,23 @@ class Collect:
 # Networks
 
 
+def relu_mlp(sizes: list[int], generator: Generator) -> nn.Sequential:
+    """Linear layers with ReLU between, drawn as nn.Linear does, but by the generator."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        for x in layers[-2].parameters():
+            nn.init.uniform_(x, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    return nn.Sequential(*layers[:-1])
+
+
 class SquashedGaussianActor(nn.Module):
     """tanh of a Gaussian, stretched to the bounds low, high (A,). The state_dict has all that
     acting needs: the weights, the bounds, and the statistics that standardize observations."""
 
     def __init__(self, obs_dim: int, low, high, hidden_size: int, generator: Generator):
         super().__init__()
-        sizes = [obs_dim, hidden_size, hidden_size, 2 * len(low)]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
-            layer, bound = nn.Linear(fan_in, fan_out), 1 / math.sqrt(fan_in)  # as nn.Linear's own
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            layers += [layer, nn.ReLU()]
-        self.net = nn.Sequential(*layers[:-1])
+        self.net = relu_mlp([obs_dim, hidden_size, hidden_size, 2 * len(low)], generator)
         self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float64))
         self.register_buffer("std", torch.ones(obs_dim, dtype=torch.float64))
         self.register_buffer("low", torch.as_tensor(low))
@@ -187,23 +190,16 @@ class SquashedGaussianActor(nn.Module):
 
 class TwinCritic(nn.Module):
     """Two independent Q-functions (2, B) of standardized observations (B, O) and actions (B, A) in
-    [-1, 1], one batched matrix product a layer."""
+    [-1, 1]."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_size: int, generator: Generator):
         super().__init__()
         sizes = [obs_dim + action_dim, hidden_size, hidden_size, 1]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
-            bound = 1 / math.sqrt(fan_in)
-            weight, bias = torch.empty(2, fan_in, fan_out), torch.empty(2, 1, fan_out)
-            self.weights.append(nn.init.uniform_(weight, -bound, bound, generator=generator))
-            self.biases.append(nn.init.uniform_(bias, -bound, bound, generator=generator))
+        self.nets = nn.ModuleList([relu_mlp(sizes, generator), relu_mlp(sizes, generator)])
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([obs, action], dim=-1).expand(2, -1, -1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
-            x = F.relu(torch.baddbmm(bias, x, weight))
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).squeeze(-1)
+        x = torch.cat([obs, action], dim=-1)
+        return torch.stack([net(x).squeeze(-1) for net in self.nets])
 
 
 class SoftActorCritic(nn.Module):
@@ -298,13 +294,11 @@ def update(sac: SoftActorCritic, optimizers: dict, batch: dict, args: Args, gene
     optimizers["critic"].step()
 
     # actor: alpha log pi(a|s) - min_i Q_i(s, a), a sampled (equation 9)
-    sac.critic.requires_grad_(False)  # this loss needs dQ/da only
     action, log_prob = tanh_gaussian(*sac.actor(obs), noise[1])
     actor_loss = (alpha * log_prob - sac.critic(obs, action).min(0).values).mean()
     optimizers["actor"].zero_grad()
-    actor_loss.backward()
+    actor_loss.backward(inputs=list(sac.actor.parameters()))  # of the critics dQ/da alone
     optimizers["actor"].step()
-    sac.critic.requires_grad_(True)
 
     # temperature: -alpha (log pi(a|s) + target entropy), the target -A (equation 18)
     log_prob, target_entropy = log_prob.detach().mean(), -action.shape[-1]

@@ -505,21 +505,12 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     return torch.log(expert / policy)
 
 
-class RewardNormalizer:
-    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
-
-    def __init__(self):
-        self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
-
-    def update(self, rewards: Tensor) -> None:
-        rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
-        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
-
-    def normalize(self, rewards: Tensor) -> Tensor:
-        mean, square = np.mean(self.moments, axis=0).tolist()
-        std = math.sqrt(max(square - mean**2, 0.0))
-        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
-        return (rewards - mean) / (max(std, least) or 1.0)
+def normalize(rewards: Tensor, recent_rewards: deque[Tensor]) -> Tensor:
+    """By mean and std of all steps of the last REWARD_WINDOW rollouts."""
+    seen = torch.stack(list(recent_rewards)).double()
+    mean, std = seen.mean().item(), seen.std(correction=0).item()
+    least = 1e-3 * seen.square().mean().sqrt().item()  # a constant must not become huge
+    return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -657,7 +648,7 @@ def update_latent_discriminator(graphs, expert, rollout, args: Args, generator):
 
 
 @torch.no_grad()
-def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: dict, args: Args):
+def compute_latent_rewards(nets, rollout, recent_rewards: deque, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the rewards -log(1 - D) (T, N), "absorbing": that of each step
     after an end}, normalized; log. `visits` is what terminal_logits takes; the rollout's counts are
     added to the policy's."""
@@ -671,8 +662,9 @@ def compute_latent_rewards(nets, rollout, normalizer: RewardNormalizer, visits: 
     log |= {"reward/absorbing": absorbing.item()}
     log |= {"reward/env_mean": rollout["env_reward"].mean().item()}
     if args.normalize_reward:
-        normalizer.update(all_gather(rewards))
-        rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
+        recent_rewards.append(all_gather(rewards).flatten().cpu())
+        rewards = normalize(rewards, recent_rewards)
+        absorbing = normalize(absorbing, recent_rewards)
     return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
@@ -827,7 +819,7 @@ def train(args: Args) -> dict[str, float]:
             "have no 'observations' to normalize states by; drop the flag.")
     expert = film_expert(demos, render, args.frame_stack, device)
     nets = Networks(expert["frames"], demos.get("obs"), space, args, generator).to(device)
-    optimizers, normalizer = make_optimizers(nets, args), RewardNormalizer()
+    optimizers, recent_rewards = make_optimizers(nets, args), deque(maxlen=REWARD_WINDOW)
     graphs = make_graphs(nets, render, optimizers, args)
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     counts = torch.tensor([demos["lengths"].sum(), steps_left])
@@ -845,7 +837,7 @@ def train(args: Args) -> dict[str, float]:
             optimizer.load_state_dict(saved["optimizers"][name])
             for group in optimizer.param_groups:  # of a run on another device, maybe
                 group |= {"lr": group["lr"].to(device), "capturable": device.type == "cuda"}
-        normalizer.moments.extend(saved["moments"])
+        recent_rewards.extend(saved["recent"])
         visits = saved["visits"]
         generator.set_state(saved["generator"])
         rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
@@ -889,7 +881,7 @@ def train(args: Args) -> dict[str, float]:
         rollout, log = collect()
         clock.append(time.perf_counter())
         log |= update_latent_discriminator(graphs, expert, rollout, args, generator)
-        rewards, reward_log = compute_latent_rewards(nets, rollout, normalizer, visits, args)
+        rewards, reward_log = compute_latent_rewards(nets, rollout, recent_rewards, visits, args)
         clock.append(time.perf_counter())
         log |= update_latent_policy(nets, graphs, rollout, rewards, args, generator)
         clock.append(time.perf_counter())
@@ -930,7 +922,7 @@ def train(args: Args) -> dict[str, float]:
                 "args": vars(args),
                 "networks": nets.state_dict(),
                 "optimizers": {name: x.state_dict() for name, x in optimizers.items()},
-                "moments": list(normalizer.moments),
+                "recent": list(recent_rewards),
                 "visits": visits,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,

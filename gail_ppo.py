@@ -302,21 +302,12 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     return torch.log(expert / policy)
 
 
-class RewardNormalizer:
-    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
-
-    def __init__(self):
-        self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
-
-    def update(self, rewards: Tensor) -> None:
-        rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
-        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
-
-    def normalize(self, rewards: Tensor) -> Tensor:
-        mean, square = np.mean(self.moments, axis=0).tolist()
-        std = math.sqrt(max(square - mean**2, 0.0))
-        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
-        return (rewards - mean) / (max(std, least) or 1.0)
+def normalize(rewards: Tensor, recent_rewards: deque[Tensor]) -> Tensor:
+    """By mean and std of all steps of the last REWARD_WINDOW rollouts."""
+    seen = torch.stack(list(recent_rewards)).double()
+    mean, std = seen.mean().item(), seen.std(correction=0).item()
+    least = 1e-3 * seen.square().mean().sqrt().item()  # a constant must not become huge
+    return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -343,11 +334,11 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 
 
 @torch.no_grad()
-def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+def polyak_update(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow = (1 - rate) * slow + rate * fast, in place, for parameters
     (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
-        slow_parameter.lerp_(parameter, 1 - polyak)
+        slow_parameter.lerp_(parameter, rate)
 
 
 # The steps of the loop
@@ -430,33 +421,33 @@ def update_discriminator(disc, optimizer, expert, rollout, num_steps, args: Args
 
 
 @torch.no_grad()
-def compute_rewards(rollout, disc, normalizers: dict[str, RewardNormalizer], visits, args: Args):
+def compute_rewards(rollout, disc, recent_rewards: dict[str, deque], visits: dict, args: Args):
     """What PPO maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after an
     end}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
     policy's."""
-    rewards, absorbing, log = {"env": rollout["env_reward"]}, {"env": torch.zeros(())}, {}
+    env, log = rollout["env_reward"], {}
+    rewards = {"env": (env, torch.zeros(()))}  # of each step (T, N), of each step after an end
     if args.reward_source != "gail":
-        require(rewards["env"].isfinite().all(), f"--reward-source {args.reward_source} needs the "
+        require(env.isfinite().all(), f"--reward-source {args.reward_source} needs the "
                 "environment's rewards, and they are not all numbers; use gail.")
     if args.reward_source != "env":
         logit = disc(disc_inputs(rollout["obs"], rollout["executed"]))
         counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
         visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
         offset, absorbing_logit = terminal_logits(**visits)
-        rewards["gail"] = imitation_reward(logit + offset)
-        absorbing["gail"] = imitation_reward(absorbing_logit)
-        log["reward/absorbing"] = absorbing["gail"].item()
-    total, total_absorbing = torch.zeros_like(rewards["env"]), torch.zeros(())
-    for name, reward in rewards.items():
-        log[f"reward/{name}_mean"] = reward.mean().item()
-        log[f"reward/{name}_std"] = reward.std().item()
+        rewards["gail"] = imitation_reward(logit + offset), imitation_reward(absorbing_logit)
+        log["reward/absorbing"] = rewards["gail"][1].item()
+    total, total_absorbing = torch.zeros_like(env), torch.zeros(())
+    for name, (steps, absorbing) in rewards.items():
+        log[f"reward/{name}_mean"] = steps.mean().item()
+        log[f"reward/{name}_std"] = steps.std().item()
         if args.reward_source in (name, "combined"):
-            normalizers[name].update(reward)
             if args.normalize_reward:
-                reward = normalizers[name].normalize(reward)
-                absorbing[name] = normalizers[name].normalize(absorbing[name])
-            total += reward
-            total_absorbing += absorbing[name]
+                recent_rewards[name].append(steps.cpu())
+                steps = normalize(steps, recent_rewards[name])
+                absorbing = normalize(absorbing, recent_rewards[name])
+            total += steps
+            total_absorbing += absorbing
     return {"steps": total, "absorbing": total_absorbing.item()}, log
 
 
@@ -540,7 +531,7 @@ def train(args: Args) -> dict[str, float]:
     disc = Discriminator(expert.shape[1], args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    normalizers = {"env": RewardNormalizer(), "gail": RewardNormalizer()}
+    recent_rewards = {name: deque(maxlen=REWARD_WINDOW) for name in ("env", "gail")}  # rewards
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
     if args.bc_warm_start and not args.resume:
@@ -557,8 +548,8 @@ def train(args: Args) -> dict[str, float]:
                 "--threads and --cuda from the checkpoint; drop the other flags.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
-        for name, normalizer in normalizers.items():
-            normalizer.moments.extend(saved["moments"][name])
+        for name, rewards in saved["recent"].items():
+            recent_rewards[name].extend(rewards)
         visits = saved["visits"]
         generator.set_state(saved["generator"])
     rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
@@ -591,9 +582,9 @@ def train(args: Args) -> dict[str, float]:
             log |= update_discriminator(
                 disc, disc_optimizer, expert, rollout, steps, args, generator
             )
-        rewards, reward_log = compute_rewards(rollout, disc, normalizers, visits, args)
+        rewards, reward_log = compute_rewards(rollout, disc, recent_rewards, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
-        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
+        polyak_update(slow, agent, 1 / (1 + args.average_share * iteration))
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
@@ -617,7 +608,7 @@ def train(args: Args) -> dict[str, float]:
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_ppo checkpoint",
                 "args": vars(args),
-                "moments": {name: list(x.moments) for name, x in normalizers.items()},
+                "recent": {name: list(rewards) for name, rewards in recent_rewards.items()},
                 "visits": visits,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,

@@ -352,7 +352,7 @@ class Critic(nn.Module):
         return self.target_net(state).squeeze(-1)
 
     def update_target(self) -> None:
-        polyak_update(self.target_net, self.net, 1 - TARGET_RATE)
+        polyak_update(self.target_net, self.net, TARGET_RATE)
 
 
 class TransitionDiscriminator(nn.Module):
@@ -496,11 +496,11 @@ def lambda_returns(rewards, values, continues, absorbing_value, gamma, gae_lambd
 
 
 @torch.no_grad()
-def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+def polyak_update(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow = (1 - rate) * slow + rate * fast, in place, for parameters
     (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
-        slow_parameter.lerp_(parameter, 1 - polyak)
+        slow_parameter.lerp_(parameter, rate)
 
 
 def transitions(obs: Tensor) -> Tensor:
@@ -836,7 +836,7 @@ def train(args: Args) -> dict[str, float]:
             rewards, reward_log = compute_imagined_rewards(imagined, batch, disc, visits, scales)
             policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
             log |= model_log | disc_log | reward_log | policy_log
-        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
+        polyak_update(slow, agent, 1 / (1 + args.average_share * iteration))
 
         step, last = pretraining + (iteration + 1) * rollout_size, iteration == num_iterations - 1
         losses = [name for name in log if name.startswith(("losses/", "disc/", "model/"))]

@@ -342,21 +342,12 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     return torch.log(expert / policy)
 
 
-class RewardNormalizer:
-    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
-
-    def __init__(self):
-        self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
-
-    def update(self, rewards: Tensor) -> None:
-        rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
-        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
-
-    def normalize(self, rewards: Tensor) -> Tensor:
-        mean, square = np.mean(self.moments, axis=0).tolist()
-        std = math.sqrt(max(square - mean**2, 0.0))
-        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
-        return (rewards - mean) / (max(std, least) or 1.0)
+def normalize(rewards: Tensor, recent_rewards: deque[Tensor]) -> Tensor:
+    """By mean and std of all steps of the last REWARD_WINDOW rollouts."""
+    seen = torch.stack(list(recent_rewards)).double()
+    mean, std = seen.mean().item(), seen.std(correction=0).item()
+    least = 1e-3 * seen.square().mean().sqrt().item()  # a constant must not become huge
+    return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -383,11 +374,11 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
 
 
 @torch.no_grad()
-def polyak_update(slow: nn.Module, fast: nn.Module, polyak: float) -> None:
-    """slow = polyak * slow + (1 - polyak) * fast, in place, for parameters
+def polyak_update(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow = (1 - rate) * slow + rate * fast, in place, for parameters
     (not for buffers, such as BatchNorm's statistics)."""
     for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
-        slow_parameter.lerp_(parameter, 1 - polyak)
+        slow_parameter.lerp_(parameter, rate)
 
 
 # The steps of the loop
@@ -442,7 +433,7 @@ def collect(envs, agent: Agent, episodes: dict, num_steps: int, generator: Gener
 
 @torch.no_grad()
 def cut_windows(rollout: dict, episodes: dict, args: Args) -> Tensor:
-    """What D sees, of the demonstrations and the policy alike: the window of each step of a rollout,
+    """What D sees, of the demonstrations and the policy alike: each step's window of a rollout,
     (T, N, K, X), the newest token last. `episodes` goes on from one rollout to the next: "window"
     (N, K, X), the latest, and "begins" (N,), whether a new episode follows it. Without them all
     episodes begin."""
@@ -489,7 +480,7 @@ def update_window_discriminator(disc, optimizer, expert, rollout, args: Args, ge
 
 
 @torch.no_grad()
-def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
+def compute_window_rewards(rollout, disc, recent_rewards: deque, visits: dict, args: Args):
     """What PPO maximizes: {"steps": the reward (T, N) of each step, for the window that its action
     completed, "absorbing": that of each step after an end}, log. `visits` is what terminal_logits
     takes; the rollout's counts are added to the policy's."""
@@ -502,9 +493,10 @@ def compute_window_rewards(rollout, disc, normalizer: RewardNormalizer, visits: 
     log = {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/env_mean"] = rollout["env_reward"].mean().item()  # for the record alone
     log["reward/absorbing"] = absorbing.item()
-    normalizer.update(rewards)
     if args.normalize_reward:
-        rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
+        recent_rewards.append(rewards.cpu())
+        rewards = normalize(rewards, recent_rewards)
+        absorbing = normalize(absorbing, recent_rewards)
     return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
@@ -560,9 +552,6 @@ def train(args: Args) -> dict[str, float]:
     torch.manual_seed(args.seed)  # nothing here draws from it, but layers that you add may
     generator = Generator().manual_seed(args.seed)
     demos = load_demos(args, ["observations", "actions"] if args.use_actions else ["observations"])
-    longest = demos["lengths"].max()
-    require(args.seq_len <= longest + 1, f"--seq-len is {args.seq_len}, but the longest "
-            f"demonstration has {longest + 1} states; lower it.")
     if not args.use_actions:
         demos.pop("actions", None)  # those of another body do no harm
     if args.gamma == 0:  # 1 / (1 - gamma) steps: a tenth of an episode
@@ -577,7 +566,7 @@ def train(args: Args) -> dict[str, float]:
     disc = network(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    normalizer = RewardNormalizer()
+    recent_rewards = deque(maxlen=REWARD_WINDOW)  # rewards
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
 
@@ -592,7 +581,7 @@ def train(args: Args) -> dict[str, float]:
                 "--threads and --cuda from the checkpoint; drop the other flags.")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
-        normalizer.moments.extend(saved["moments"])
+        recent_rewards.extend(saved["recent"])
         visits = saved["visits"]
         generator.set_state(saved["generator"])
     rows, seconds, wandb_id = saved["rows"], saved["seconds"], saved["wandb_id"]
@@ -622,9 +611,9 @@ def train(args: Args) -> dict[str, float]:
         rollout, log = collect(envs, agent, episodes, args.num_steps, generator)
         rollout["windows"] = cut_windows(rollout, episodes, args)
         log |= update_window_discriminator(disc, disc_optimizer, expert, rollout, args, generator)
-        rewards, reward_log = compute_window_rewards(rollout, disc, normalizer, visits, args)
+        rewards, reward_log = compute_window_rewards(rollout, disc, recent_rewards, visits, args)
         log |= reward_log | update_policy(agent, optimizer, rollout, rewards, args, generator)
-        polyak_update(slow, agent, 1 - 1 / (1 + args.average_share * iteration))
+        polyak_update(slow, agent, 1 / (1 + args.average_share * iteration))
 
         step, last = (iteration + 1) * batch_size, iteration == num_iterations - 1
         bad = [x for x in log if x.startswith(("losses/", "disc/")) and not math.isfinite(log[x])]
@@ -648,7 +637,7 @@ def train(args: Args) -> dict[str, float]:
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_state_seq checkpoint",
                 "args": vars(args),
-                "moments": list(normalizer.moments),
+                "recent": list(recent_rewards),
                 "visits": visits,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,

@@ -243,21 +243,12 @@ def terminal_logits(expert: Tensor, policy: Tensor) -> Tensor:
     return torch.log(expert / policy)
 
 
-class RewardNormalizer:
-    """Normalizes by mean and std of the steps' rewards of the last REWARD_WINDOW rollouts."""
-
-    def __init__(self):
-        self.moments: deque[tuple[float, float]] = deque(maxlen=REWARD_WINDOW)  # mean, mean square
-
-    def update(self, rewards: Tensor) -> None:
-        rewards = rewards.double()  # a mean of squares less a squared mean loses float32's digits
-        self.moments.append((rewards.mean().item(), rewards.square().mean().item()))
-
-    def normalize(self, rewards: Tensor) -> Tensor:
-        mean, square = np.mean(self.moments, axis=0).tolist()
-        std = math.sqrt(max(square - mean**2, 0.0))
-        least = 1e-3 * math.sqrt(square)  # a constant must not become huge
-        return (rewards - mean) / (max(std, least) or 1.0)
+def normalize(rewards: Tensor, recent_rewards: deque[Tensor]) -> Tensor:
+    """By mean and std of all steps of the last REWARD_WINDOW rollouts."""
+    seen = torch.stack(list(recent_rewards)).double()
+    mean, std = seen.mean().item(), seen.std(correction=0).item()
+    least = 1e-3 * seen.square().mean().sqrt().item()  # a constant must not become huge
+    return (rewards - mean) / (max(std, least) or 1.0)
 
 
 def compute_gae(rewards, values, next_values, ended, gamma, gae_lambda):
@@ -411,7 +402,7 @@ def update_plain_discriminator(disc, optimizer, expert, policy, num_steps, args:
 
 
 @torch.no_grad()
-def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: dict, args: Args):
+def compute_gail_rewards(rollout, disc, recent_rewards: deque, visits: dict, args: Args):
     """What the policy maximizes: {"steps": the rewards (T, N), "absorbing": that of each step after
     the goal}, log. `visits` is what terminal_logits takes; the rollout's counts are added to the
     policy's."""
@@ -425,8 +416,9 @@ def compute_gail_rewards(rollout, disc, normalizer: RewardNormalizer, visits: di
     log |= {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/absorbing"] = absorbing.item()
     if args.normalize_reward:
-        normalizer.update(rewards)
-        rewards, absorbing = normalizer.normalize(rewards), normalizer.normalize(absorbing)
+        recent_rewards.append(rewards)
+        rewards = normalize(rewards, recent_rewards)
+        absorbing = normalize(absorbing, recent_rewards)
     return {"steps": rewards, "absorbing": absorbing.item()}, log
 
 
@@ -511,7 +503,7 @@ def train(args: Args) -> dict[str, float]:
     else:
         optimizer = Adam(agent.critic.parameters(), lr=args.value_learning_rate, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    normalizer, expert = RewardNormalizer(), disc.pairs(*pairs_of(demos))
+    recent_rewards, expert = deque(maxlen=REWARD_WINDOW), disc.pairs(*pairs_of(demos))
     steps_left = (MAX_EPISODE_STEPS - demos["length"])[demos["success"]].sum()
     visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
     envs = PointNav(args.num_envs, continuous)
@@ -519,7 +511,6 @@ def train(args: Args) -> dict[str, float]:
     run_dir = start_run(args)
 
     initial_accuracy = fresh_accuracy(agent, args, args.seed + 40_000)
-    beside = play_episodes(make_expert(continuous, args.seed), 500, args.seed + 10_000, continuous)
     rows, start = [], time.perf_counter()
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
@@ -533,7 +524,7 @@ def train(args: Args) -> dict[str, float]:
         log |= update_plain_discriminator(
             disc, disc_optimizer, expert, policy, args.disc_steps, args, generator
         )
-        rewards, reward_log = compute_gail_rewards(rollout, disc, normalizer, visits, args)
+        rewards, reward_log = compute_gail_rewards(rollout, disc, recent_rewards, visits, args)
         if args.algorithm == "ppo":
             log |= update_by_ppo(agent, optimizer, rollout, rewards, args, generator)
         else:
@@ -562,7 +553,7 @@ def train(args: Args) -> dict[str, float]:
     summary["disc/initial_accuracy"] = initial_accuracy
     summary["disc/fresh_accuracy"] = fresh_accuracy(agent, args, args.seed + 50_000)
     played = final_evaluation(agent, args, run_dir / "evaluation.npz")
-    page = draw_page(demos, beside, played, rows).update_layout(title_text=run_dir.name)
+    page = draw_page(demos, played, rows).update_layout(title_text=run_dir.name)
     page.write_html(run_dir / "diagnostics.html")  # all of Plotly inside: it needs no network
     return report(demos, played, rows, summary, args, run_dir)
 
@@ -742,15 +733,15 @@ def draw(page, panel: int, x, y, name: str, color: str, mode="lines", dash="soli
     page.add_trace(trace, panel // 3 + 1, panel % 3 + 1)
 
 
-def draw_page(demos: dict, beside: dict, played: dict, rows: list[dict]) -> go.Figure:
-    """Diagnostics in six panels. `beside` are the expert's episodes from the starts of the
-    evaluations, `played` those of the evaluation at the end."""
+def draw_page(demos: dict, played: dict, rows: list[dict]) -> go.Figure:
+    """Diagnostics in six panels. `played` are the episodes of the evaluation at the end."""
     page = make_subplots(2, 3, subplot_titles=[title for title, _, _ in PANELS])
-    some, solved = range(min(8, len(played["expert"]["length"]))), [np.argmax(demos["success"])]
+    expert, solved = played["expert"], [np.argmax(demos["success"])]
+    some = range(min(8, len(expert["length"])))
     angle, gap = np.linspace(0, 2 * np.pi, 60), np.full((1, 2), np.nan)
     for panel, who, episodes, name, color, dash in (
         (0, demos, solved, "expert", RED, "solid"),
-        (5, played["expert"], some, "expert", RED, "solid"),
+        (5, expert, some, "expert", RED, "solid"),
         (5, played["mean_action"], some, "policy", BLUE, "dash"),
     ):
         paths = [who["obs"][: who["length"][i] + 1, i] for i in episodes]
@@ -770,8 +761,8 @@ def draw_page(demos: dict, beside: dict, played: dict, rows: list[dict]) -> go.F
 
     for panel, column, name, color, level, level_name, level_color in (
         (2, "disc/loss", "loss", BLUE, 2 * math.log(2), "D cannot tell", BLACK),
-        (3, "eval/return_mean", "return", BLUE, beside["return"].mean(), "expert's return", RED),
-        (3, "eval/success_mean", "success", LIGHT, beside["success"].mean(), "its success", ORANGE),
+        (3, "eval/return_mean", "return", BLUE, expert["return"].mean(), "expert's return", RED),
+        (3, "eval/success_mean", "success", LIGHT, expert["success"].mean(), "its success", ORANGE),
         (4, "charts/episodic_return", "policy", BLUE, demos["return"].mean(), "expert", RED),
     ):
         logged, ends = [row for row in rows if column in row], [0, rows[-1]["global_step"]]

@@ -90,8 +90,8 @@ MUTANTS = [
     (
         "gail_ppo",
         "reward divided by its variance",
-        "std = math.sqrt(max(square - mean**2, 0.0))",
-        "std = max(square - mean**2, 0.0)",
+        "seen.std(correction=0).item()",
+        "seen.var(correction=0).item()",
     ),
     ("gail_ppo", "gradient penalty pulls the norm to 0", "norm(dim=-1) - 1).square()", "norm(dim=-1)).square()"),
     (
@@ -133,7 +133,7 @@ MUTANTS = [
     ("gail_ppo", "log-probability without the deviation", "z.square().sum(-1) - log_std.sum(-1)", "z.square().sum(-1)"),
     ("gail_ppo", "entropy punished", "- args.ent_coef * entropy).backward()", "+ args.ent_coef * entropy).backward()"),
     (
-        "gail_ppo",
+        "toy_pointnav",
         "log D as reward has the wrong sign",
         "return F.logsigmoid(logit)  # log D",
         "return -F.logsigmoid(logit)",
@@ -149,7 +149,7 @@ MUTANTS = [
     (
         "gail_ppo",
         "checkpoint forgets the reward's statistics",
-        'normalizer.moments.extend(saved["moments"][name])',
+        "recent_rewards[name].extend(rewards)",
         "pass",
     ),
     (
@@ -307,8 +307,8 @@ MUTANTS = [
     (
         "gail_pixels_ae",
         "rewards normalized by each process alone",
-        "normalizer.update(all_gather(rewards))",
-        "normalizer.update(rewards)",
+        "recent_rewards.append(all_gather(rewards)",
+        "recent_rewards.append((rewards)",
     ),
     ("bc", "a clone that is not squashed", "torch.tanh(self.net(x)) + 1)", "self.net(x) + 1)"),
     ("collect_expert_sac", "target network not updated", "list(critic), args.tau)", "list(critic), 0.0)"),
@@ -339,8 +339,8 @@ MUTANTS = [
     (
         "bc",
         "slow policy as fast as the fast one",
-        "slow_parameter.lerp_(parameter, 1 - polyak)",
-        "slow_parameter.lerp_(parameter, polyak)",
+        "slow_parameter.lerp_(parameter, rate)",
+        "slow_parameter.lerp_(parameter, 1 - rate)",
     ),
     (
         "toy_pointnav",
@@ -361,7 +361,7 @@ MUTANTS = [
         "truncated = (self.elapsed >= MAX_EPISODE_STEPS) | terminated",
     ),
     ("gail_rssm", "the last agent is saved", '"agent": slow.state_dict()', '"agent": agent.state_dict()'),
-    ("gail_ppo", "the average stands still", "polyak_update(slow, agent, 1 -", "polyak_update(slow, agent, 1 - 0 *"),
+    ("gail_ppo", "the average stands still", "polyak_update(slow, agent, 1 /", "polyak_update(slow, agent, 0 /"),
     ("gail_state_seq", "the last policy is saved", '"agent": slow.state_dict()', '"agent": agent.state_dict()'),
     (
         "gail_rssm",

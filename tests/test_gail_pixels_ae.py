@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import deque
 
 import gymnasium as gym
 import matplotlib.axes
@@ -652,7 +653,7 @@ def test_reward_and_policy_losses_do_not_move_the_encoder():
     expert = {"features": torch.randn(20, 12), "train_frames": random_frames(9, 16)}
     before = {name: x.clone() for name, x in nets.state_dict().items()}
     script.update_latent_discriminator(graphs, expert, rollout, args, generator)
-    rewards, _ = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), no_ends(), args)
+    rewards, _ = script.compute_latent_rewards(nets, rollout, deque(), no_ends(), args)
     script.update_latent_policy(nets, graphs, rollout, rewards, args, generator)
     script.update_predictor(nets, graphs, rollout, 2, generator)
     moved = {name.split(".")[0] for name, x in nets.state_dict().items() if not torch.equal(x, before[name])}
@@ -817,8 +818,7 @@ def test_discriminator_tells_the_expert_and_the_reward_says_so():
     rollout = endless(features) | {"env_reward": torch.full((10, 4), torch.nan)}
     log = script.update_latent_discriminator(graphs, expert, rollout, args, generator)
     assert log["disc/expert_prob"] > 0.6 > log["disc/policy_prob"]
-    normalizer = script.RewardNormalizer()
-    rewards, log = script.compute_latent_rewards(nets, rollout, normalizer, no_ends(), args)
+    rewards, log = script.compute_latent_rewards(nets, rollout, deque(), no_ends(), args)
     with torch.no_grad():
         d = torch.sigmoid(nets.disc(features)).squeeze(-1).double()
     plain = -torch.log(1 - d)
@@ -826,7 +826,7 @@ def test_discriminator_tells_the_expert_and_the_reward_says_so():
     assert torch.allclose(rewards.double(), (plain - plain.mean()) / plain.std(correction=0), atol=1e-3)
     assert rewards[5:, :2].min() > rewards[:5].mean() and math.isnan(log["reward/env_mean"])
     args.normalize_reward = False
-    rewards, _ = script.compute_latent_rewards(nets, rollout, normalizer, no_ends(), args)
+    rewards, _ = script.compute_latent_rewards(nets, rollout, deque(), no_ends(), args)
     assert torch.allclose(rewards["steps"].double(), plain, atol=1e-3)
     assert log["reward/gail_mean"] == pytest.approx(plain.mean().item(), rel=1e-3)
 
@@ -942,7 +942,7 @@ def test_what_follows_an_end_is_paid_by_how_often_the_expert_is_there():
     nets, rollout = networks(args), endless(torch.randn(10, 4, 12))
     rollout["terminated"][3, 1], rollout["steps_left"][3, 1] = True, 20
     visits = {"expert": torch.tensor([300.0, 100.0]), "policy": torch.tensor([40.0, 70.0])}
-    rewards, log = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
+    rewards, log = script.compute_latent_rewards(nets, rollout, deque(), visits, args)
     assert visits["policy"].tolist() == pytest.approx([40 + 40, 70 + 20])
     policy = np.array([80.5, 90.5]) / 171
     expert = (np.array([300, 100]) + policy) / 401
@@ -979,7 +979,7 @@ def test_rewards_are_normalized_by_those_of_all_processes(monkeypatch):
     nets, features = networks(args), torch.randn(5, 4, 12)
     rollout, visits = endless(features), no_ends()
     monkeypatch.setattr(script, "all_gather", lambda x: torch.cat([x, x + 4]))
-    rewards, _ = script.compute_latent_rewards(nets, rollout, script.RewardNormalizer(), visits, args)
+    rewards, _ = script.compute_latent_rewards(nets, rollout, deque(), visits, args)
     assert visits["policy"].tolist() == pytest.approx([1e6 + 20 + 24, 4])
     with torch.no_grad():
         plain = torch.nn.functional.softplus(nets.disc(features)).squeeze(-1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import deque
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -401,16 +402,13 @@ def test_policy_loss_inside_and_beyond_the_clip():
     assert loss_and_slope(1.5, -advantage) == pytest.approx((3.0, 3.0))
 
 
-def test_reward_normalizer_equals_numpy_over_its_window(monkeypatch):
-    monkeypatch.setattr(g, "REWARD_WINDOW", 3)
-    rng = np.random.default_rng(0)
+def test_rewards_are_normalized_as_numpy_would_over_their_window():
+    rng, recent = np.random.default_rng(0), deque(maxlen=3)
     batches = [rng.normal(3 * i, 1 + i, (4, 5)) for i in range(6)]
-    normalizer = g.RewardNormalizer()
-    for batch in batches:
-        normalizer.update(torch.tensor(batch))
+    recent.extend(torch.tensor(batch) for batch in batches)
     seen, x = np.stack(batches[-3:]), torch.tensor(batches[-1])
     centered = (batches[-1] - seen.mean()) / seen.std()
-    np.testing.assert_allclose(normalizer.normalize(x), centered, rtol=1e-5)
+    np.testing.assert_allclose(g.normalize(x, recent), centered, rtol=1e-5)
 
 
 def test_the_report_knows_the_best_evaluation(tmp_path, monkeypatch):
@@ -495,8 +493,8 @@ def toy_rollout(steps=4, envs=3):
 @pytest.mark.parametrize("source", ["gail", "env", "combined"])
 def test_rewards_follow_their_source(source):
     rollout, args, disc = toy_rollout(), g.Args(reward_source=source), a_disc(23)
-    normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-    rewards, log = g.compute_rewards(rollout, disc, normalizers, no_visits(), args)
+    recent = {"env": deque(maxlen=10), "gail": deque(maxlen=10)}
+    rewards, log = g.compute_rewards(rollout, disc, recent, no_visits(), args)
 
     def normalized(x, of):
         return (x - of.mean()) / of.std(correction=0)
@@ -517,7 +515,7 @@ def test_rewards_follow_their_source(source):
     assert rewards["absorbing"] == pytest.approx(float(absorbing), abs=1e-4)
     assert log["reward/env_mean"] == pytest.approx(rollout["env_reward"].mean().item())
     if source == "gail":
-        plain, _ = g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args(normalize_reward=False))
+        plain, _ = g.compute_rewards(rollout, disc, recent, no_visits(), g.Args(normalize_reward=False))
         np.testing.assert_allclose(plain["steps"], gail, rtol=1e-5)
         assert plain["absorbing"] == pytest.approx(after, rel=1e-5)
 
@@ -543,7 +541,7 @@ def test_terminal_logits_are_those_of_a_discriminator_that_counts():
 def test_visits_of_the_whole_run_count():
     rollout, visits = toy_rollout(), {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100.0, 40.0])}
     rollout["terminated"][1, 2] = True  # with 90 steps left
-    g.compute_rewards(rollout, a_disc(23), {"gail": g.RewardNormalizer()}, visits, g.Args())
+    g.compute_rewards(rollout, a_disc(23), {"gail": deque()}, visits, g.Args())
     assert visits["policy"].tolist() == [100 + 12, 40 + 90]
 
 
@@ -554,9 +552,9 @@ def test_an_end_pays_if_it_is_the_experts(expert_ends):
     expert_visits = torch.tensor([100, 800]) if expert_ends else torch.tensor([100, 0])
     if not expert_ends:
         rollout["terminated"] = torch.ones(4, 3, dtype=torch.bool)  # the policy falls at every step
-    normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
+    recent = {"env": deque(maxlen=10), "gail": deque(maxlen=10)}
     visits = {"expert": expert_visits, "policy": torch.zeros(2)}
-    rewards, _ = g.compute_rewards(rollout, disc, normalizers, visits, g.Args())
+    rewards, _ = g.compute_rewards(rollout, disc, recent, visits, g.Args())
     better = rewards["absorbing"] > rewards["steps"].max()
     assert better if expert_ends else rewards["absorbing"] < rewards["steps"].min()
 
@@ -640,29 +638,26 @@ def test_the_policys_update_equals_a_plain_one():
 def test_rewards_that_are_no_numbers_stop_only_who_needs_them():
     rollout, disc = toy_rollout(), a_disc(23)
     rollout["env_reward"][0, 0] = math.nan
-    normalizers = {"env": g.RewardNormalizer(), "gail": g.RewardNormalizer()}
-    rewards, _ = g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args())
+    recent = {"env": deque(maxlen=10), "gail": deque(maxlen=10)}
+    rewards, _ = g.compute_rewards(rollout, disc, recent, no_visits(), g.Args())
     assert rewards["steps"].isfinite().all()
     for source in ("env", "combined"):
         with pytest.raises(g.UserError, match="use gail"):
-            g.compute_rewards(rollout, disc, normalizers, no_visits(), g.Args(reward_source=source))
+            g.compute_rewards(rollout, disc, recent, no_visits(), g.Args(reward_source=source))
 
 
 def test_a_constant_reward_does_not_become_a_huge_one():
-    normalizer = g.RewardNormalizer()
-    normalizer.update(torch.full((100, 64), 0.1))
-    assert normalizer.normalize(torch.full((2,), 0.1)).abs().max() < 1e-3
-    assert normalizer.normalize(torch.full((2,), 0.2)).abs().max() <= 1000.1
-    nothing = g.RewardNormalizer()
-    nothing.update(torch.zeros(100, 64))
-    assert torch.equal(nothing.normalize(torch.zeros(2)), torch.zeros(2))
+    constant, nothing = deque([torch.full((100, 64), 0.1)]), deque([torch.zeros(100, 64)])
+    assert g.normalize(torch.full((2,), 0.1), constant).abs().max() < 1e-3
+    assert g.normalize(torch.full((2,), 0.2), constant).abs().max() <= 1000.1
+    assert torch.equal(g.normalize(torch.zeros(2), nothing), torch.zeros(2))
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1e-4, 1.0, 1e6])
 def test_rewards_in_any_unit_become_the_same(unit):
-    rewards, normalizer = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), g.RewardNormalizer()
-    normalizer.update(unit * rewards)
-    assert torch.allclose(normalizer.normalize(unit * rewards), (rewards - rewards.mean()) / rewards.std(), atol=1e-3)
+    rewards = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
+    normalized = g.normalize(unit * rewards, deque([unit * rewards]))
+    assert torch.allclose(normalized, (rewards - rewards.mean()) / rewards.std(), atol=1e-3)
 
 
 def test_an_environment_may_write_into_its_actions():

@@ -9,13 +9,13 @@ from conftest import ROOT
 
 # script -> lines, kB that it may have: what it has, so that it grows no more (wished for: 700, 36 and the like)
 BUDGETS = {
-    "gail_ppo": (1037, 58),
-    "gail_state_seq": (1083, 61),
-    "gail_pixels_ae": (1631, 92),
+    "gail_ppo": (1028, 58),
+    "gail_state_seq": (1072, 61),
+    "gail_pixels_ae": (1623, 92),
     "gail_rssm": (1428, 81),
-    "bc": (816, 45),
-    "collect_expert_sac": (747, 40),
-    "toy_pointnav": (901, 48),
+    "bc": (813, 45),
+    "collect_expert_sac": (741, 40),
+    "toy_pointnav": (892, 48),
 }
 PLUMBING = "# --- Plumbing"
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import deque
 
 import numpy as np
 import pytest
@@ -341,14 +342,13 @@ def test_policy_loss_inside_and_beyond_the_clip():
     assert loss_and_slope(0.5, 2.0) == pytest.approx((-1.0, -1.0))  # but still to repair
 
 
-def test_reward_normalizer_equals_numpy_over_its_window():
-    rng, normalizer = np.random.default_rng(0), t.RewardNormalizer()
-    batches = [rng.normal(3 * i, 1 + i, (4, 5)) for i in range(t.REWARD_WINDOW + 3)]
-    for batch in batches:
-        normalizer.update(torch.tensor(batch))
-    seen, x = np.stack(batches[-t.REWARD_WINDOW :]), torch.tensor(batches[-1])
+def test_rewards_are_normalized_as_numpy_would_over_their_window():
+    rng, recent = np.random.default_rng(0), deque(maxlen=10)
+    batches = [rng.normal(3 * i, 1 + i, (4, 5)) for i in range(13)]
+    recent.extend(torch.tensor(batch) for batch in batches)
+    seen, x = np.stack(batches[-10:]), torch.tensor(batches[-1])
     expected = (batches[-1] - seen.mean()) / seen.std()
-    np.testing.assert_allclose(normalizer.normalize(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(t.normalize(x, recent), expected, rtol=1e-5)
 
 
 # The absorbing state
@@ -569,7 +569,7 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form
     rollout["pairs"] = disc.pairs(rollout["obs"], rollout["executed"])
     args = t.Args(continuous=True, reward_form=form, normalize_reward=normalize)
     visits = {"expert": torch.tensor([400, 1600]), "policy": torch.tensor([100.0, 20.0])}
-    rewards, log = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
+    rewards, log = t.compute_gail_rewards(rollout, disc, deque(), visits, args)
     absorbed = sum(rollout["steps_left"][rollout["terminated"]].tolist())
     assert absorbed > 0
     counts = [100.0 + 70 * 8, 20.0 + absorbed]
@@ -598,7 +598,7 @@ def test_a_policy_that_ends_as_the_expert_does_gains_nothing_by_lingering(form):
     disc.net[-1].weight.data.zero_()
     counts = torch.tensor([130 * 8, rollout["steps_left"][rollout["terminated"]].sum()])
     visits = {"expert": 1e6 * counts, "policy": 1e6 * counts}  # so many that half a one is nothing
-    rewards, _ = t.compute_gail_rewards(rollout, disc, t.RewardNormalizer(), visits, args)
+    rewards, _ = t.compute_gail_rewards(rollout, disc, deque(), visits, args)
     agent.critic[-1].weight.data.zero_()
     agent.critic[-1].bias.data.fill_(rewards["absorbing"] / (1 - args.gamma))
     batch, _ = t.estimate_advantages(agent, rollout, rewards, args)
@@ -815,9 +815,9 @@ def test_the_loop_gives_d_what_was_executed(tmp_path, no_page, monkeypatch):
 def test_the_loop_counts_where_the_expert_ends_and_all_the_policys_rollouts(tmp_path, no_page, monkeypatch):
     seen, compute = [], t.compute_gail_rewards
 
-    def noted(rollout, disc, normalizer, visits, args):
+    def noted(rollout, disc, recent, visits, args):
         seen.append({name: x.tolist() for name, x in visits.items()})
-        return compute(rollout, disc, normalizer, visits, args)
+        return compute(rollout, disc, recent, visits, args)
 
     monkeypatch.setattr(t, "compute_gail_rewards", noted)
     run(tmp_path, "a", "--expert-episodes", "60")
