@@ -336,23 +336,15 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """The value (...) of a state (..., M + Z), and a target network that follows it slowly, so that
-    returns have something stable to bootstrap from."""
+    """The value (...) of a state (..., M + Z)."""
 
     def __init__(self, state_size: int, hidden_size: int):
         super().__init__()
         self.net = norm_mlp([state_size, hidden_size, hidden_size, 1])
         nn.init.zeros_(self.net[-1].weight)
-        self.target_net = copy.deepcopy(self.net)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.net(state).squeeze(-1)
-
-    def target(self, state: Tensor) -> Tensor:
-        return self.target_net(state).squeeze(-1)
-
-    def update_target(self) -> None:
-        polyak_update(self.target_net, self.net, TARGET_RATE)
 
 
 class TransitionDiscriminator(nn.Module):
@@ -399,8 +391,8 @@ class RSSMAgent(nn.Module):
     def act(self, obs, carry: dict, generator: Generator | None = None) -> np.ndarray:
         """What to do after raw observations (N, O): the mean action (tanh of the Gaussian's mean),
         or, with a generator, a sampled one. Keeps in `carry` what the next call goes on from."""
-        embedding = self.model.encoder(self.see(obs))
-        state, action = carry["state"], carry["action"]
+        state, action, carry["obs"] = carry["state"], carry["action"], self.see(obs)
+        embedding = self.model.encoder(carry["obs"])
         carry["state"], _ = self.model.posterior_step(state, action, embedding, generator)
         carry["action"], _ = self.actor(carry["state"], generator)
         return self.standardize_action.undo(carry["action"]).cpu().numpy()
@@ -508,56 +500,40 @@ def transitions(obs: Tensor) -> Tensor:
     return torch.cat([obs[1:], obs[1:] - obs[:-1]], dim=-1)
 
 
-class Replay:
-    """All finished episodes, one after another. A row has a standardized observation, the action
-    that led to it (zeros to an episode's first), whether the task ended there, and which are the
-    first and the last row of its episode. All but the first rows are steps."""
+def replay_rows(rows: Tensor, action_dim: int, terminated: bool) -> dict[str, Tensor]:
+    """What the replay keeps of an episode of T steps, from rows (T + 1, O + A): standardized
+    observations and the action that led to each (zeros to the first); whether the task ended there,
+    how many steps came before and how many were left."""
+    step = torch.arange(len(rows), device=rows.device)
+    left = step.flip(0)
+    columns = {"obs": rows[:, :-action_dim], "action": rows[:, -action_dim:]}
+    return columns | {"terminated": (left == 0) & terminated, "step": step, "left": left}
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
-        self.size = 0
-        self.columns = {
-            "obs": torch.zeros(capacity, obs_dim, device=device),
-            "action": torch.zeros(capacity, action_dim, device=device),
-            "terminated": torch.zeros(capacity, dtype=torch.bool, device=device),
-            "first": torch.zeros(capacity, dtype=torch.int64, device=device),
-            "last": torch.zeros(capacity, dtype=torch.int64, device=device),
-        }
 
-    def add(self, episode: Tensor, terminated: bool) -> None:
-        """An episode of T steps, rows (T + 1, O + A)."""
-        columns, first, last = self.columns, self.size, self.size + len(episode) - 1
-        obs_dim, new = columns["obs"].shape[1], slice(first, last + 1)
-        columns["obs"][new] = episode[:, :obs_dim]
-        columns["action"][new] = episode[:, obs_dim:]
-        columns["first"][new] = first
-        columns["last"][new] = last
-        columns["terminated"][last] = terminated
-        self.size = last + 1
+def count_visits(replay: dict[str, Tensor], limit: int) -> Tensor:
+    """Counts (2,) of real and of absorbing steps, of all episodes."""
+    steps_left = (limit - replay["step"])[replay["terminated"]].sum()
+    return torch.stack([(replay["step"] > 0).sum(), steps_left]).cpu()
 
-    def draw(self, args, generator: Generator) -> dict[str, Tensor]:
-        """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
-        short its last row is repeated, and not "inside". Imagination may begin at "starts": there
-        the task goes on, and BURN_IN rows came before, or the episode began with the sequence."""
-        shape, length, device = (args.batch_size,), args.sequence_length, self.columns["obs"].device
-        recent = torch.rand(shape, generator=generator) < args.recent_share
-        oldest = recent * max(0, self.size - args.recent_steps)
-        row = oldest + (torch.rand(shape, generator=generator) * (self.size - oldest)).long()
-        begin = row - torch.randint(length, shape, generator=generator)
-        row, begin, step = row.to(device), begin.to(device), torch.arange(length, device=device)
-        first, last = self.columns["first"][row], self.columns["last"][row]
-        begin = torch.maximum(torch.minimum(begin, last + 1 - length), first)
-        index = torch.minimum(begin[:, None] + step, last[:, None])
-        batch = {name: self.columns[name][index] for name in ("obs", "action", "terminated")}
-        inside = begin[:, None] + step <= last[:, None]
-        warm = (step >= BURN_IN) | (begin == first)[:, None]
-        return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
-    def visits(self, limit: int) -> Tensor:
-        """Counts (2,) of real and of absorbing steps, of all episodes."""
-        names, row = ("first", "last", "terminated"), torch.arange(self.size)
-        first, last, terminated = (self.columns[name][: self.size].cpu() for name in names)
-        steps_left = (limit - (last - first))[terminated].sum()
-        return torch.tensor([(row > first).sum(), steps_left])
+def draw_sequences(replay: dict[str, Tensor], args, generator: Generator) -> dict[str, Tensor]:
+    """B sequences of L rows, none of two episodes: {name: (B, L, ...)}. Where an episode is too
+    short its last row is repeated, and not "inside". Imagination may begin at "starts": there the
+    task goes on, and BURN_IN rows came before, or the episode began with the sequence."""
+    shape, length, size = (args.batch_size,), args.sequence_length, len(replay["obs"])
+    recent = torch.rand(shape, generator=generator) < args.recent_share
+    oldest = recent * max(0, size - args.recent_steps)
+    row = oldest + (torch.rand(shape, generator=generator) * (size - oldest)).long()
+    begin = row - torch.randint(length, shape, generator=generator)
+    row, begin = row.to(replay["obs"].device), begin.to(replay["obs"].device)
+    first, last = row - replay["step"][row], row + replay["left"][row]
+    begin = torch.maximum(torch.minimum(begin, last + 1 - length), first)
+    step = torch.arange(length, device=row.device)
+    inside = begin[:, None] + step <= last[:, None]
+    rows = torch.minimum(begin[:, None] + step, last[:, None])
+    batch = {name: replay[name][rows] for name in ("obs", "action", "terminated")}
+    warm = (step >= BURN_IN) | (begin == first)[:, None]
+    return batch | {"inside": inside, "starts": inside & warm & ~batch["terminated"]}
 
 
 # The steps of the loop
@@ -570,31 +546,26 @@ def collect_episodes(envs, agent: RSSMAgent, episodes: dict, replay, num_steps: 
     environment "return" so far, and "rows" for the replay, (O + A,) each."""
     finished, carry = [], episodes["carry"]
     for _ in range(num_steps):
-        check_finite(envs, episodes["obs"].numpy(), 0)  # first ones; the rest is checked below
+        check_finite(envs, episodes["obs"].numpy(), [len(rows) for rows in episodes["rows"]])
+        led_here = carry["action"]  # no action led to an episode's first observation: zeros
         executed = agent.act(episodes["obs"], carry, generator)
-        new_obs, reward, terminated, truncated, info = envs.step(executed)
-        ended, next_obs = terminated | truncated, new_obs.copy()
-        for i in np.flatnonzero(ended):  # there new_obs is the next episode's first
-            next_obs[i] = info["final_obs"][i]
-        check_finite(envs, next_obs, [len(rows) for rows in episodes["rows"]])
-        episodes["obs"] = torch.from_numpy(new_obs)
-        rows = torch.cat([agent.see(next_obs), carry["action"]], dim=-1)
-        for i, row in enumerate(rows.cpu()):
+        obs, reward, terminated, truncated, info = envs.step(executed)
+        episodes["obs"] = torch.from_numpy(obs)
+        for i, row in enumerate(torch.cat([carry["obs"], led_here], dim=-1).cpu()):
             episodes["rows"][i].append(row)
             episodes["return"][i] += float(reward[i])
-            if ended[i]:
-                replay.add(torch.stack(episodes["rows"][i]), bool(terminated[i]))
-                finished.append(episodes["return"][i])
-                begin_episode(agent, episodes, i)
+        for i in np.flatnonzero(terminated | truncated):
+            final_obs = info["final_obs"][i][None]
+            check_finite(envs, final_obs, len(episodes["rows"][i]))
+            final = torch.cat([agent.see(final_obs)[0], carry["action"][i]]).cpu()
+            rows = torch.stack([*episodes["rows"][i], final]).to(replay["obs"].device)
+            for name, x in replay_rows(rows, agent.action_dim, bool(terminated[i])).items():
+                replay[name] = torch.cat([replay[name], x])
+            finished.append(episodes["return"][i])
+            episodes["rows"][i], episodes["return"][i] = [], 0.0
+            for x in carry.values():  # the agent forgets
+                x[i] = 0.0
     return {"charts/episodic_return": np.mean(finished).item()} if finished else {}
-
-
-def begin_episode(agent: RSSMAgent, episodes: dict, i: int) -> None:
-    """Environment i begins anew: the agent forgets, and no action led to the first observation."""
-    for x in episodes["carry"].values():
-        x[i] = 0.0
-    first = agent.see(episodes["obs"][i : i + 1])[0].cpu()
-    episodes["rows"][i], episodes["return"][i] = [F.pad(first, (0, agent.action_dim))], 0.0
 
 
 def pretrain_autoencoder(autoencoder: FrameAutoencoder, envs, demos: dict, args, generator) -> None:
@@ -705,11 +676,11 @@ def compute_imagined_rewards(imagined: dict, batch: dict, disc, visits: dict, sc
     }
 
 
-def update_actor_critic(critic: Critic, optimizers, imagined, rewards, scales: dict, args):
+def update_actor_critic(critic, target_critic, optimizers, imagined, rewards, scales, args):
     """One step of the policy up the gradient of its imagined returns, one of the value towards
     them -> log. "return" of `scales` is a running range, from the 5th to the 95th percentile."""
     states, alive, log_prob = imagined["states"], imagined["alive"], imagined["log_prob"]
-    values, continues = critic.target(states[1:]), imagined["continues"]
+    values, continues = target_critic(states[1:]), imagined["continues"]
     absorbing_value = rewards["absorbing"] / (1 - args.gamma)  # at every step that follows
     returns = lambda_returns(
         rewards["steps"], values, continues, absorbing_value, args.gamma, args.gae_lambda
@@ -722,7 +693,7 @@ def update_actor_critic(critic: Critic, optimizers, imagined, rewards, scales: d
     value = critic(states[:-1].detach())
     value_loss = (alive * (value - returns.detach()).square()).mean()
     optimizer_step(optimizers["critic"], value_loss, CRITIC_GRAD_NORM)
-    critic.update_target()
+    polyak_update(target_critic, critic, TARGET_RATE)
     return {
         "losses/policy_loss": policy_loss.item(),
         "losses/value_loss": value_loss.item(),
@@ -739,7 +710,7 @@ def train(args: Args) -> dict[str, float]:
     """Train from the start or from a checkpoint; returns what summary.json holds."""
     args = copy.copy(args)  # the caller's stay as they are
     args.check()
-    torch.set_num_threads(1)  # until the loop, so that a run begins the same on any machine
+    torch.set_num_threads(min(args.threads, 2))  # faster than one
     torch.manual_seed(args.seed)  # of the networks' first weights; all else draws from generator
     generator = Generator().manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda else "cpu")
@@ -777,45 +748,43 @@ def train(args: Args) -> dict[str, float]:
     if not args.resume:
         run_dir = open_run("gail_rssm", args, None)  # before minutes of pretraining
         if autoencoder:
-            torch.set_num_threads(min(args.threads, 2))
             pretrain_autoencoder(autoencoder, envs, demos, args, generator)
-            torch.set_num_threads(1)
-    seen = autoencoder(demos["obs"]).cpu().numpy() if autoencoder else demos["obs"]
-    agent = RSSMAgent(demos | {"obs": seen}, args, autoencoder).to(device)
+    if autoencoder:
+        demos["obs"] = autoencoder(demos["obs"]).cpu().numpy()
+    agent, obs_dim = RSSMAgent(demos, args, autoencoder).to(device), demos["obs"].shape[1]
     critic = Critic(agent.model.state_size, args.hidden_size).to(device)
-    disc = TransitionDiscriminator(2 * seen.shape[1], args.disc_hidden_size).to(device)
-    slow = RSSMAgent(demos | {"obs": seen}, args, autoencoder).to(device)  # agent's running average
-    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net}
+    target_critic = copy.deepcopy(critic)  # follows it slowly; returns bootstrap from it
+    disc = TransitionDiscriminator(2 * obs_dim, args.disc_hidden_size).to(device)
+    slow = RSSMAgent(demos, args, autoencoder).to(device)  # agent's running average
+    nets = {"model": agent.model, "actor": agent.actor, "critic": critic}
     lrs = dict.fromkeys(nets, args.learning_rate) | {"model": args.model_learning_rate}
     optimizers = {x: Adam(nets[x].parameters(), lrs[x], eps=1e-5, fused=True) for x in nets}
     optimizers["disc"] = Adam(disc.parameters(), args.disc_learning_rate, (0.5, 0.99), fused=True)
-    replay = Replay(2 * args.total_timesteps, seen.shape[1], agent.action_dim, device)
+    no_rows = torch.zeros(0, obs_dim + agent.action_dim)
+    replay = replay_rows(no_rows, agent.action_dim, False)
 
     learners = {"agent": agent, "slow": slow, "critic": critic, "disc": disc}
+    learners["target_critic"] = target_critic
     learners |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     if args.resume:
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
-        replay.size = len(saved["replay"]["obs"])
-        for name, x in saved["replay"].items():
-            replay.columns[name] = torch.cat([x.to(device), replay.columns[name][len(x) :]])
+        replay = saved["replay"]
         generator.set_state(saved["generator"])
         run_dir = open_run("gail_rssm", args, saved["wandb_id"])  # it is whole, and fits
+    replay = {name: x.to(device) for name, x in replay.items()}
     demo_seen = agent.see(demos["observations"]).split((demos["lengths"] + 1).tolist())
     expert = torch.cat([transitions(x) for x in demo_seen])
     steps_left = (limit - demos["lengths"])[demos["terminated"]].sum()
     expert_visits = torch.tensor([len(expert), steps_left])
     obs, _ = envs.reset(seed=args.seed + len(rows))
     episodes = {"obs": torch.from_numpy(obs), "carry": agent.initial_carry(args.num_envs)}
-    episodes |= {"rows": [None] * args.num_envs, "return": [None] * args.num_envs}
-    for i in range(args.num_envs):
-        begin_episode(agent, episodes, i)
+    episodes |= {"rows": [[] for _ in obs], "return": [0.0] * args.num_envs}
     if saved["simulator"]:  # BatchHalfCheetah's; others cannot be saved: new episodes
         envs.set_state(saved["simulator"])
         episodes = saved["episodes"]
         episodes["carry"] = {name: x.to(device) for name, x in episodes["carry"].items()}
 
-    torch.set_num_threads(min(args.threads, 2))  # faster than one
     todo = range(len(rows), num_iterations)
     bar = tqdm(todo, initial=len(rows), total=num_iterations, unit="rollout", disable=None)
     for iteration in bar:
@@ -823,9 +792,9 @@ def train(args: Args) -> dict[str, float]:
             for name, lr in lrs.items():
                 optimizers[name].param_groups[0]["lr"] = lr * (1 - iteration / num_iterations)
         log = collect_episodes(envs, agent, episodes, replay, args.num_steps, generator)
-        visits = {"expert": expert_visits, "policy": replay.visits(limit)}
-        for _ in range(args.updates if replay.size >= args.learning_starts else 0):
-            batch = replay.draw(args, generator)
+        visits = {"expert": expert_visits, "policy": count_visits(replay, limit)}
+        for _ in range(args.updates if len(replay["obs"]) >= args.learning_starts else 0):
+            batch = draw_sequences(replay, args, generator)
             states, model_log = update_model(
                 agent.model, optimizers["model"], batch, args, generator
             )
@@ -834,7 +803,9 @@ def train(args: Args) -> dict[str, float]:
                 disc, optimizers["disc"], expert, imagined, args, generator
             )
             rewards, reward_log = compute_imagined_rewards(imagined, batch, disc, visits, scales)
-            policy_log = update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
+            policy_log = update_actor_critic(
+                critic, target_critic, optimizers, imagined, rewards, scales, args
+            )
             log |= model_log | disc_log | reward_log | policy_log
         polyak_update(slow, agent, 1 / (1 + args.average_share * iteration))
 
@@ -861,7 +832,7 @@ def train(args: Args) -> dict[str, float]:
             checkpoint |= {  # tensors and plain containers: load_file reads nothing else
                 "kind": "gail_rssm checkpoint",
                 "args": vars(args),
-                "replay": {name: x[: replay.size].clone() for name, x in replay.columns.items()},
+                "replay": replay,
                 "scales": scales,
                 "generator": generator.get_state(),
                 "simulator": envs.get_state() if isinstance(envs, BatchHalfCheetah) else None,
@@ -1273,7 +1244,7 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
     `begin`: four of the observation's numbers, or frames. Its actions are the policy's."""
     begin, obs = 10, demos["observations"][: demos["lengths"][0] + 1]
     names = ["demonstrated", "perceived by the model", f"imagined from step {begin} on"]
-    model, carry, perceived, imagined = agent.model, agent.initial_carry(1), [], []
+    model, carry, kinds = agent.model, agent.initial_carry(1), []
     for t in range(len(obs)):
         agent.act(obs[t : t + 1], carry)
         if t <= begin:
@@ -1281,9 +1252,8 @@ def plot_imagination(agent: RSSMAgent, demos: dict, path: Path) -> None:
         else:
             state = model.prior_step(state, action, None)
             action, _ = agent.actor(state, None)
-        perceived.append(model.decoder(carry["state"]))
-        imagined.append(model.decoder(state))
-    kinds, steps = [agent.see(obs), torch.cat(perceived), torch.cat(imagined)], np.arange(len(obs))
+        kinds.append([carry["obs"], model.decoder(carry["state"]), model.decoder(state)])
+    kinds, steps = [torch.cat(x) for x in zip(*kinds)], np.arange(len(obs))
     if agent.autoencoder:
         figure, shown = Figure(figsize=(11, 3.6), layout="constrained"), steps[:: len(obs) // 6 + 1]
         axes = figure.subplots(3, len(shown), squeeze=False)

@@ -422,11 +422,11 @@ MUTANTS = [
     (
         "gail_rssm",
         "what was replayed is lost at a resume",
-        'replay.size = len(saved["replay"]["obs"])',
-        "replay.size = 0",
+        'replay = saved["replay"]',
+        "pass",
     ),
     ("gail_rssm", "steps after an end count", ".cumprod(0)\n", ".pow(0)\n"),
-    ("gail_rssm", "the target is the critic", "self.net, 1 - TARGET_RATE", "self.net, 0.0"),
+    ("gail_rssm", "the target is the critic", "critic, TARGET_RATE)", "critic, 1.0)"),
     (
         "gail_rssm",
         "autoencoder: still pixels weigh most",
@@ -497,7 +497,7 @@ MUTANTS = [
         "critic(states[:-1].detach())",
         "critic(states[1:].detach())",
     ),
-    ("gail_rssm", "returns count on the quick critic", "critic.target(states[1:])", "critic(states[1:])"),
+    ("gail_rssm", "returns count on the quick critic", "target_critic(states[1:])", "critic(states[1:])"),
     (
         "gail_rssm",
         "D sees jumps from one demonstration to the next",

@@ -286,19 +286,20 @@ def test_linear_dynamics_are_learned():
 
 def numbered(lengths, args):
     """A replay of episodes whose observations say (episode, step), and its batch."""
-    replay = r.Replay(1000, 2, 1, torch.device("cpu"))
+    replay = r.replay_rows(torch.zeros(0, 3), 1, False)
     for i, length in enumerate(lengths):
         steps = torch.arange(length + 1.0)
         rows = torch.stack([torch.full_like(steps, i), steps, 100 * i + steps], 1)
-        replay.add(rows, terminated=i % 2 == 1)
-    return replay, replay.draw(args, seeded())
+        for name, x in r.replay_rows(rows, 1, i % 2 == 1).items():
+            replay[name] = torch.cat([replay[name], x])
+    return replay, r.draw_sequences(replay, args, seeded())
 
 
 def test_windows_are_of_one_episode_in_order():
     lengths = [20, 3, 9, 40, 1]
     replay, batch = numbered(lengths, settings(batch_size=4000, recent_share=0.0))
     episode, step = batch["obs"].unbind(-1)
-    assert replay.size == sum(lengths) + 5
+    assert len(replay["obs"]) == sum(lengths) + 5
     assert (episode == episode[:, :1]).all()
     last = torch.tensor(lengths)[episode.long()]
     expected = torch.minimum(step[:, :1] + torch.arange(7), last)
@@ -329,7 +330,7 @@ def test_a_share_of_the_windows_is_recent():
 
 def test_visits_of_all_episodes():
     replay, _ = numbered([20, 3, 9, 4], settings())
-    assert replay.visits(50).tolist() == [36, (50 - 3) + (50 - 4)]
+    assert r.count_visits(replay, 50).tolist() == [36, (50 - 3) + (50 - 4)]
 
 
 class Counter:
@@ -353,38 +354,38 @@ def test_collected_episodes_are_what_happened():
     torch.manual_seed(0)
     demos = {"obs": np.array([[-1.0], [1.0]]), "low": np.array([-2.0]), "high": np.array([4.0])}
     agent, envs = r.RSSMAgent(demos, settings()), Counter()
-    replay, generator = r.Replay(100, 1, 1, torch.device("cpu")), seeded()
+    replay, generator = r.replay_rows(torch.zeros(0, 2), 1, False), seeded()
     agent.standardize.std *= 1000  # nothing is clipped
     episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2)}
     episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
-    for i in range(2):
-        r.begin_episode(agent, episodes, i)
     logs = [r.collect_episodes(envs, agent, episodes, replay, 4, generator) for _ in range(2)]
-    size, actions = replay.size, np.stack(envs.actions)[..., 0]
+    size, actions = len(replay["obs"]), np.stack(envs.actions)[..., 0]
     assert size == 4 + 6 + 4 and logs == [{"charts/episodic_return": 3.0}, {"charts/episodic_return": 6.5}]
-    obs = 1000 * replay.columns["obs"][:size, 0]
+    obs = 1000 * replay["obs"][:size, 0]
     torch.testing.assert_close(obs, torch.tensor([0.0, 1, 2, 3, 100, 101, 102, 103, 104, 105, 10, 11, 12, 13]))
-    done = replay.columns["action"][:size, 0] * 3 + 1  # in the environment's units
+    done = replay["action"][:size, 0] * 3 + 1  # in the environment's units
     expected = [1, *actions[:3, 0], 1, *actions[:5, 1], 1, *actions[3:6, 0]]
     torch.testing.assert_close(done, torch.tensor(expected, dtype=torch.float32))
-    assert replay.columns["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
-    assert replay.visits(5).tolist() == [3 + 5 + 3, 2 + 2]
-    assert [len(rows) for rows in episodes["rows"]] == [3, 4]
+    assert replay["terminated"][:size].nonzero().flatten().tolist() == [3, 13]
+    assert r.count_visits(replay, 5).tolist() == [3 + 5 + 3, 2 + 2]
+    assert [len(rows) for rows in episodes["rows"]] == [2, 3]
 
 
 def test_the_agent_forgets_when_an_episode_ends():
     """What it does in a new episode is what a fresh memory would do."""
-    agent, obs = make_agent(), np.random.default_rng(0).normal(size=(6, 2, 4))
-    memory = agent.initial_carry(2)
-    for x in obs[:3]:
-        agent.act(x, memory)
-    episodes = {"obs": torch.from_numpy(obs[3]), "carry": memory, "rows": [[], []], "return": [1.0, 1.0]}
-    r.begin_episode(agent, episodes, 1)
+    torch.manual_seed(0)
+    demos = {"obs": np.array([[-1.0], [1.0]]), "low": np.array([-2.0]), "high": np.array([4.0])}
+    agent, envs = r.RSSMAgent(demos, settings()), Counter()
+    replay = r.replay_rows(torch.zeros(0, 2), 1, False)
+    agent.standardize.std *= 1000
+    episodes = {"obs": torch.tensor([[0.0], [100.0]], dtype=torch.float64), "carry": agent.initial_carry(2)}
+    episodes |= {"return": [0.0, 0.0], "rows": [[], []]}
+    r.collect_episodes(envs, agent, episodes, replay, 3, seeded())  # ends the first one's
+    assert episodes["return"] == [0.0, 6.0] and [len(rows) for rows in episodes["rows"]] == [0, 3]
     fresh = agent.initial_carry(2)
-    one, other = agent.act(obs[3], memory), agent.act(obs[3], fresh)
-    np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
-    assert not np.allclose(one[0], other[0], rtol=1e-5)
-    assert episodes["return"] == [1.0, 0.0] and len(episodes["rows"][1]) == 1
+    one, other = agent.act(episodes["obs"], episodes["carry"]), agent.act(episodes["obs"], fresh)
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    assert not np.allclose(one[1], other[1], rtol=1e-5)
 
 
 def test_acting_is_observing_step_by_step():
@@ -400,17 +401,19 @@ def test_acting_is_observing_step_by_step():
 
 
 def test_the_target_follows_the_critic_by_a_share_of_the_way():
-    critic = r.Critic(3, 4)
+    args, critic = settings(), r.Critic(8, 8)
+    target_critic, agent = copy.deepcopy(critic), make_agent(args)
     with torch.no_grad():
-        for x in critic.net.parameters():
+        for x in critic.parameters():
             x.normal_(generator=seeded())
-    before, fast = weights_of(critic.target_net), weights_of(critic.net)
-    critic.update_target()
-    for old, new, goal in zip(before, weights_of(critic.target_net), fast):
+    before, fast = weights_of(target_critic), weights_of(critic)
+    imagined = r.imagine(agent, torch.zeros(6, 8), args, seeded())
+    rewards, scales = {"steps": torch.zeros(4, 6), "absorbing": 0.0}, {"return": 1.0}
+    nets = {"actor": agent.actor, "critic": critic}
+    optimizers = {name: torch.optim.SGD(net.parameters(), 0.0) for name, net in nets.items()}
+    r.update_actor_critic(critic, target_critic, optimizers, imagined, rewards, scales, args)
+    for old, new, goal in zip(before, weights_of(target_critic), fast):
         torch.testing.assert_close(new, 0.98 * old + 0.02 * goal)
-    state = torch.randn(5, 3, generator=seeded())
-    torch.testing.assert_close(critic.target(state), critic.target_net(state).squeeze(-1))
-    assert not torch.equal(critic.target(state), critic(state))
 
 
 # Steps
@@ -420,7 +423,8 @@ def test_each_step_changes_its_own_network_alone():
     args = settings(disc_batch_size=16)
     agent, batch, generator = make_agent(args), make_batch(), seeded()
     critic, disc = r.Critic(8, 8), r.TransitionDiscriminator(8, 8)
-    nets = {"model": agent.model, "actor": agent.actor, "critic": critic.net, "slow": critic.target_net, "disc": disc}
+    slow = copy.deepcopy(critic)
+    nets = {"model": agent.model, "actor": agent.actor, "critic": critic, "slow": slow, "disc": disc}
     optimizers = {
         name: torch.optim.Adam(nets[name].parameters(), 1e-2) for name in ("model", "actor", "critic", "disc")
     }
@@ -446,7 +450,7 @@ def test_each_step_changes_its_own_network_alone():
     seen_by_d = (expert, imagined, args, generator)
     changed("disc", lambda: r.update_transition_discriminator(disc, optimizers["disc"], *seen_by_d))
     rewards, _ = changed("reward", lambda: r.compute_imagined_rewards(imagined, batch, disc, counts, scales))
-    changed("policy", lambda: r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args))
+    changed("policy", lambda: r.update_actor_critic(critic, slow, optimizers, imagined, rewards, scales, args))
     own = {
         "model": {"model"},
         "imagine": set(),
@@ -464,7 +468,7 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
     torch.manual_seed(1)
     disc = r.TransitionDiscriminator(8, 8).double()
     torch.nn.init.normal_(critic.net[-1].weight)
-    critic.target_net.load_state_dict(critic.net.state_dict())
+    target_critic = copy.deepcopy(critic)
     batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
     visits = {"expert": torch.tensor([100, 0]), "policy": torch.tensor([100, 0])}
@@ -477,7 +481,7 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
         )
         returns = r.lambda_returns(
             (reward - scales["mean"]) / scales["std"],
-            critic.target(imagined["states"][1:]),
+            target_critic(imagined["states"][1:]),
             imagined["continues"],
             scales["absorbing"] / 0.1,
             0.9,
@@ -492,7 +496,7 @@ def test_the_policy_climbs_the_gradient_through_model_and_discriminator():
     rewards, log = r.compute_imagined_rewards(imagined, batch, disc, visits, scales)
     fixed = {"mean": log["reward/gail_mean"], "std": scales["reward"], "absorbing": rewards["absorbing"]}
     optimizers = {"actor": torch.optim.SGD([weight], 0.0), "critic": torch.optim.SGD(critic.net.parameters(), 0.0)}
-    log = r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
+    log = r.update_actor_critic(critic, target_critic, optimizers, imagined, rewards, scales, args)
     fixed |= {"range": scales["return"], "continues": imagined["continues"].detach()}
     assert log["losses/policy_loss"] == pytest.approx(loss_of(fixed), rel=1e-6)
     for i, j in ((0, 0), (1, 5), (3, 2)):
@@ -510,36 +514,37 @@ def test_a_step_of_the_value_equals_a_plain_one():
     the range of returns is from the 5th to the 95th percentile."""
     args, generator = settings(gamma=0.9, gae_lambda=0.7), seeded(1)
     agent, batch, critic = make_agent(args), make_batch(), r.Critic(8, 8)
-    for x in (*critic.net.parameters(), *critic.target_net.parameters()):
+    slow = copy.deepcopy(critic)
+    for x in (*critic.parameters(), *slow.parameters()):
         x.data.normal_(generator=generator)  # each its own
     states = agent.model.observe(batch["obs"], batch["action"], None)[0].detach()
     imagined = r.imagine(agent, states.flatten(0, 1), args, seeded())
     imagined["alive"] = torch.rand(4, 6, generator=generator)
     rewards, scales = {"steps": 9 * torch.randn(4, 6, generator=generator), "absorbing": 0.3}, {"return": 2.0}
-    other, seen = copy.deepcopy(critic), imagined["states"].detach()
+    other, seen = copy.deepcopy([critic, slow]), imagined["states"].detach()
     optimizers = {
         "actor": torch.optim.SGD(agent.actor.parameters(), 0.0),
         "critic": torch.optim.SGD(critic.net.parameters(), 0.1),
     }
-    log = r.update_actor_critic(critic, optimizers, imagined, rewards, scales, args)
+    log = r.update_actor_critic(critic, slow, optimizers, imagined, rewards, scales, args)
     with torch.no_grad():
-        ahead, returns = other.target_net(seen[-1])[:, 0], []
+        ahead, returns = other[1](seen[-1]), []
         for t in (3, 2, 1, 0):  # Sutton & Barto 2018, equation 12.20
-            after = other.target_net(seen[t + 1])[:, 0]
+            after = other[1](seen[t + 1])
             ahead = torch.lerp(after, ahead, 0.7) if t < 3 else after
             going_on = imagined["continues"][t]
             ahead = rewards["steps"][t] + 0.9 * (going_on * ahead + (1 - going_on) * 0.3 / (1 - 0.9))
             returns.insert(0, ahead)
         returns = torch.stack(returns)
-    value = other.net(seen[:-1])[..., 0]
+    value = other[0](seen[:-1])
     loss = (imagined["alive"] * (value - returns).square()).mean()
     loss.backward()
     assert log["losses/value_loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert log["losses/return"] == pytest.approx(returns.mean().item(), rel=1e-5)
     assert log["losses/value"] == pytest.approx(value.mean().item(), rel=1e-5)
-    norm = torch.stack([x.grad.square().sum() for x in other.net.parameters()]).sum().sqrt()
+    norm = torch.stack([x.grad.square().sum() for x in other[0].parameters()]).sum().sqrt()
     assert norm > 10
-    for x, y in zip(critic.net.parameters(), other.net.parameters()):
+    for x, y in zip(critic.parameters(), other[0].parameters()):
         torch.testing.assert_close(x, y - 0.1 * y.grad * 10 / norm, rtol=1e-4, atol=1e-6)
     low, high = np.quantile(returns, (0.05, 0.95))
     assert scales["return"] == pytest.approx(0.99 * 2 + 0.01 * (high - low), rel=1e-5)
@@ -836,10 +841,10 @@ def test_a_body_that_falls_trains_and_resumes_with_new_episodes(tmp_path, monkey
     kill_and_resume(tmp_path, monkeypatch, "a", 5, *flags)
     assert [int(row["global_step"]) for row in rows_of(tmp_path / "a")] == [500, 1000, 1500, 2000]
     replay = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["replay"]
-    ends = replay["last"].unique()
+    ends = (replay["left"] == 0).nonzero().flatten()
     assert replay["terminated"][ends].float().mean() > 0.9  # all but those of the time limit
     assert replay["terminated"].sum() == replay["terminated"][ends].sum()
-    assert torch.equal(replay["first"][ends[1:]], ends[:-1] + 1)
+    assert torch.equal(ends[1:] - replay["step"][ends[1:]], ends[:-1] + 1)
 
 
 def test_a_policy_acts_in_somebody_elses_program(tmp_path):
