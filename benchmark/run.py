@@ -239,6 +239,7 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
         ("frames, 100k", "gail_rssm.py", ["--obs", "pixels"], THREE),
         ("frames, 100k, D on replayed ones", "benchmark/patches/rssm_replayed.patch", ["--obs", "pixels"], [1]),
         ("Hopper, frames, 100k", "gail_rssm.py", ["--obs", "pixels", *HOPPER], THREE),
+        ("Hopper, frames, 200k", "gail_rssm.py", ["--obs", "pixels", *HOPPER, "--total-timesteps", "200000"], THREE),
         ("Walker2d, frames, 100k", "gail_rssm.py", ["--obs", "pixels", *WALKER], THREE),
     ],
     "rssm_choices": [  # one change at a time from the defaults of gail_rssm.py, 40,000 steps
