@@ -244,6 +244,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean_frame", pixels.mean(0))
         self.register_buffer("weight", weight / weight.mean())  # of each pixel's squared error
         self.standardize = Standardize(np.zeros((1, frame_stack * latent_dim)))
+        self.frame_stack = frame_stack
         rows, columns = frames.shape[1] // 8, frames.shape[2] // 8
         self.encoder = nn.Sequential(
             nn.Conv2d(1, 32, 8, stride=4, padding=2),
@@ -437,14 +438,6 @@ def latent_steps(latents: Tensor) -> Tensor:
     """Latents of K frames (..., K, Z), oldest first -> (..., K Z): the K - 1 steps between
     consecutive ones, then the newest."""
     return torch.cat([latents.diff(dim=-2), latents[..., -1:, :]], dim=-2).flatten(-2)
-
-
-def window_rows(lengths: np.ndarray, frame_stack: int) -> np.ndarray:
-    """Rows of the K frames that end at each frame of a demonstration set, (L + E, K), oldest first.
-    An episode's first frame is repeated where there are too few."""
-    starts = np.repeat(np.cumsum(lengths + 1) - (lengths + 1), lengths + 1)
-    rows = np.arange(len(starts))[:, None] + np.arange(1 - frame_stack, 1)
-    return np.maximum(rows, starts[:, None])
 
 
 def whole_windows(ended: Tensor, length: int) -> Tensor:
@@ -775,10 +768,13 @@ def update_autoencoder(graphs, expert, rollout, num_steps, args, generator, with
 def encode_expert(autoencoder: Autoencoder, expert: dict) -> None:
     """Sets expert["features"] (L, K Z), of the frames after each action, with the encoder as it is
     now; from now on their mean and std standardize the policy's features too."""
-    features = latent_steps(autoencoder.encode_all(expert["frames"])[expert["windows"]])
-    statistics = Standardize(features.cpu().numpy()).state_dict()
+    features, frame_stack = [], autoencoder.frame_stack
+    for latents in autoencoder.encode_all(expert["frames"]).split(expert["counts"]):
+        latents = torch.cat([latents[:1].expand(frame_stack - 1, -1), latents])  # first repeated
+        features.append(latent_steps(latents.unfold(0, frame_stack, 1).mT))
+    statistics = Standardize(torch.cat(features).cpu().numpy()).state_dict()
     autoencoder.standardize.load_state_dict(statistics)  # into the tensors that CUDA graphs read
-    expert["features"] = autoencoder.standardize(features)[expert["after_action"]]
+    expert["features"] = autoencoder.standardize(torch.cat([x[1:] for x in features]))
 
 
 def pretrain(collect, nets, graphs, optimizers, expert, args: Args, generator):
@@ -817,7 +813,7 @@ def train(args: Args) -> dict[str, float]:
     render, space = make_renderer(envs, args).to(device), envs.single_action_space
     require(args.policy_obs == "latent" or "obs" in demos, "--policy-obs state: the demonstrations "
             "have no 'observations' to normalize states by; drop the flag.")
-    expert = film_expert(demos, render, args.frame_stack, device)
+    expert = film_expert(demos, render, device)
     nets = Networks(expert["frames"], demos.get("obs"), space, args, generator).to(device)
     optimizers, recent_rewards = make_optimizers(nets, args), deque(maxlen=REWARD_WINDOW)
     graphs = make_graphs(nets, render, optimizers, args)
@@ -1255,15 +1251,12 @@ def frames_of(demos: dict, render) -> Tensor:
     return render(demos["observations"])
 
 
-def film_expert(demos: dict, render, frame_stack: int, device) -> dict[str, Tensor]:
-    """Frames of the demonstrations, and which of them belong together."""
-    frames, lengths = frames_of(demos, render).to(device), demos["lengths"]
-    windows = torch.from_numpy(window_rows(lengths, frame_stack)).to(frames.device)
-    after_action = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
-    after_action[np.cumsum(lengths + 1) - (lengths + 1)] = False  # but each episode's first
-    train = len(frames) - (int(lengths[-1]) + 1) * (len(lengths) > 1)
-    expert = {"frames": frames, "windows": windows, "after_action": after_action}
-    return expert | {"train_frames": frames[:train], "heldout_frames": frames[train:]}
+def film_expert(demos: dict, render, device) -> dict:
+    """Frames of the demonstrations, and how many each episode has; the last one is held out."""
+    frames, counts = frames_of(demos, render).to(device), (demos["lengths"] + 1).tolist()
+    train = len(frames) - counts[-1] * (len(counts) > 1)
+    expert = {"train_frames": frames[:train], "heldout_frames": frames[train:]}
+    return expert | {"frames": frames, "counts": counts}
 
 
 def begin_episodes(envs, render, frame_stack: int, seed: int, limit: int) -> dict:

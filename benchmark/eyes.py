@@ -31,7 +31,7 @@ def see(args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     demos = script.load_demos(args, required=["observations", "actions"])
     envs = script.make_world(demos, args.num_envs, args)
     render, frame_stack = script.make_renderer(envs, args).to(device), args.frame_stack
-    expert = script.film_expert(demos, render, frame_stack, device)
+    expert = script.film_expert(demos, render, device)
     nets = script.Networks(expert["frames"], demos["obs"], envs.single_action_space, args, generator).to(device)
     optimizers = script.make_optimizers(nets, args)
     graphs = script.make_graphs(nets, render, optimizers, args)
@@ -40,12 +40,14 @@ def see(args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     collect = functools.partial(script.collect_frames, envs, render, nets, graphs, episodes, args.num_steps, generator)
     script.pretrain(collect, nets, graphs, optimizers, expert, args, generator)
     latents = nets.autoencoder.encode_all(expert["frames"])
-    features = script.latent_steps(latents[expert["windows"]]).cpu().numpy()
 
+    starts = np.repeat(np.cumsum(demos["lengths"] + 1) - (demos["lengths"] + 1), demos["lengths"] + 1)
+    rows = np.arange(len(starts))[:, None] + np.arange(1 - frame_stack, 1)
+    rows = np.maximum(rows, starts[:, None])  # (L + E, K): an episode's first frame is repeated
+    features = script.latent_steps(latents[torch.from_numpy(rows)]).cpu().numpy()
     actions = np.zeros((len(features), *demos["actions"].shape[1:]))
-    actions[expert["after_action"].cpu().numpy()] = demos["actions"]  # each in the row that it led to
-    rows = script.window_rows(demos["lengths"], frame_stack)[:, 1:]
-    seen = np.concatenate([features, actions[rows].reshape(len(features), -1)], axis=1)
+    actions[np.arange(len(starts)) > starts] = demos["actions"]  # each in the row that it led to
+    seen = np.concatenate([features, actions[rows[:, 1:]].reshape(len(features), -1)], axis=1)
     ends = np.cumsum(demos["lengths"] + 1)
     return seen, demos["observations"], np.arange(len(seen)) < ends[int(0.7 * len(ends)) - 1]
 

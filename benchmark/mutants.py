@@ -270,8 +270,8 @@ MUTANTS = [
     (
         "gail_pixels_ae",
         "a window's first frames are another episode's",
-        "return np.maximum(rows, starts[:, None])",
-        "return np.maximum(rows, 0)",
+        'encode_all(expert["frames"]).split(expert["counts"])',
+        'encode_all(expert["frames"]).split(10**9)',
     ),
     ("gail_pixels_ae", "snippets run into the next episode", "[..., :-1].any(-1)", "[..., :0].any(-1)"),
     (

@@ -438,13 +438,17 @@ def test_autoencoder_beats_the_mean_frame():
 
 
 @pytest.mark.parametrize("lengths, frame_stack", [([3, 1, 4], 1), ([3, 1, 4], 2), ([2, 5], 4), ([1], 6)])
-def test_window_rows_against_a_loop(lengths, frame_stack):
-    expected, start = [], 0
+def test_what_the_expert_looks_like_against_a_loop(lengths, frame_stack):
+    frames, rows, start = random_frames(sum(lengths) + len(lengths), 16), [], 0
     for length in lengths:
-        for t in range(length + 1):
-            expected.append([start + max(t - k, 0) for k in reversed(range(frame_stack))])
+        for t in range(1, length + 1):  # after each action; an episode's first frame is repeated
+            rows.append([start + max(t - k, 0) for k in reversed(range(frame_stack))])
         start += length + 1
-    assert script.window_rows(np.array(lengths), frame_stack).tolist() == expected
+    expert = script.film_expert({"frames": frames.numpy(), "lengths": np.array(lengths)}, Film(frames), "cpu")
+    autoencoder = script.Autoencoder(frames, 4, frame_stack)
+    script.encode_expert(autoencoder, expert)
+    expected = autoencoder.standardize(script.latent_steps(autoencoder.encode_all(frames)[torch.tensor(rows)]))
+    assert torch.equal(expert["features"], expected)
 
 
 def test_latent_steps_against_a_loop():
@@ -460,13 +464,13 @@ def test_what_the_expert_looks_like_changes_with_the_encoder():
     args = settings(*SMALL)
     frames, lengths = random_frames(9, 16), np.array([3, 4])
     demos = {"frames": frames.numpy(), "lengths": lengths}
-    expert = script.film_expert(demos, Film(frames), 3, "cpu")
+    expert = script.film_expert(demos, Film(frames), "cpu")
     assert len(expert["train_frames"]) == 4 and len(expert["heldout_frames"]) == 5
     nets, graphs, rollout = autoencoder_only(args, frames[:, None])
     autoencoder = nets.autoencoder
     script.encode_expert(autoencoder, expert)
-    with torch.no_grad():
-        raw = script.latent_steps(autoencoder.encode(frames)[expert["windows"]])
+    windows = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [4, 4, 4], [4, 4, 5], [4, 5, 6], [5, 6, 7], [6, 7, 8]]
+    raw = script.latent_steps(autoencoder.encode_all(frames)[torch.tensor(windows)])
     np.testing.assert_allclose(autoencoder.standardize.mean, raw.mean(0), atol=1e-6)
     expected = ((raw - raw.mean(0)) / raw.std(0, correction=0))[[1, 2, 3, 5, 6, 7, 8]]  # not an episode's first
     assert torch.allclose(expert["features"], expected, atol=1e-4)
@@ -481,7 +485,7 @@ def test_latents_that_do_not_vary_have_no_influence():
     args, frames = settings(*SMALL), random_frames(9, 16)
     nets, demos = networks(args), {"frames": frames.numpy(), "lengths": np.array([3, 4])}
     autoencoder, last = nets.autoencoder, nets.autoencoder.encoder[-1]
-    expert = script.film_expert(demos, Film(frames), 3, "cpu")
+    expert = script.film_expert(demos, Film(frames), "cpu")
     last.weight.data[2], last.bias.data[2] = 0.0, 0.7
     script.encode_expert(autoencoder, expert)
     still = torch.arange(12) % 4 == 2  # in both steps and in the newest
