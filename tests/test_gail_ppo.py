@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from types import SimpleNamespace
@@ -1459,7 +1460,9 @@ def test_the_summary_in_wandb_ends_with_the_final_evaluation(tmp_path, monkeypat
     monkeypatch.setenv("WANDB_MODE", "offline")
     final = run(tmp_path, "a", "--track")["eval/return_mean"]
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    logged = re.findall(rb"eval/return_mean.{1,4}?(-?[0-9.]{9,})", log.read_bytes(), re.DOTALL)
+    wanted, logged, started = rb"eval/return_mean.{1,4}?(-?[0-9.]{9,})", [], time.time()
+    while not logged and time.time() < started + 60:  # another process writes it
+        logged = re.findall(wanted, log.read_bytes(), re.DOTALL)
     assert float(logged[-1]) == final != float(rows_of(tmp_path / "a")[-1]["eval/return_mean"])
 
 
