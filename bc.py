@@ -616,6 +616,8 @@ def load_evaluation(path: str) -> np.ndarray:
 def load_agent(path: str) -> tuple[Policy, dict]:
     """The policy of a policy.pt, and all that the file holds, such as env_id."""
     saved = load_file(path, "--evaluate", "bc policy")
+    require("hidden_size" in saved, f"--evaluate {path}: another version of this script wrote it; "
+            "give a file of this one.")
     weights = saved["policy"]
     demos = {"obs": weights["standardize.mean"], "actions": weights["standardize_action.mean"]}
     demos = {name: x.numpy()[None] for name, x in demos.items()}  # for the shapes

@@ -531,7 +531,7 @@ def train(args: Args) -> dict[str, float]:
     disc = Discriminator(expert.shape[1], args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    recent_rewards = {name: deque(maxlen=REWARD_WINDOW) for name in ("env", "gail")}  # rewards
+    recent_rewards = {name: deque(maxlen=REWARD_WINDOW) for name in ("env", "gail")}
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
     if args.bc_warm_start and not args.resume:

@@ -128,7 +128,7 @@ class Args:
         """Raise UserError for a setting out of range, before anything is written."""
         rollout = self.num_envs * self.num_steps
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1}  # 1 - gamma divides
-        at_most |= {"num_minibatches": rollout // 2, "average_share": 1}
+        at_most |= {"num_minibatches": rollout // 2, "average_share": 1, "seq_len": 1000}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef"
         may_be_zero += " average_share disc_learning_rate disc_batch_size"  # others: more than 0
         check_settings(self, may_be_zero, {"total_timesteps": rollout}, at_most)
@@ -566,7 +566,7 @@ def train(args: Args) -> dict[str, float]:
     disc = network(expert.shape[-1], args.seq_len, args.disc_hidden_size, generator).to(device)
     optimizer = Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     disc_optimizer = Adam(disc.parameters(), lr=args.disc_learning_rate, fused=True)
-    recent_rewards = deque(maxlen=REWARD_WINDOW)  # rewards
+    recent_rewards = deque(maxlen=REWARD_WINDOW)
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     visits = {"expert": torch.tensor([len(expert), steps_left]), "policy": torch.zeros(2)}
 

@@ -1025,6 +1025,8 @@ def test_checkpoint_of_another_script_or_version(tmp_path, capsys):
     assert expected + "policy" in mistake(capsys, "--evaluate", str(path))
     torch.save({"kind": "bc checkpoint", "args": {"steps": 4000}}, path)
     assert "another version" in mistake(capsys, "--resume", str(path))
+    torch.save({"kind": "bc policy", "hidden": [256, 256]}, path)
+    assert "another version" in mistake(capsys, "--evaluate", str(path))
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path, capsys):

@@ -133,6 +133,7 @@ TABLE = [
     (IMAGINING, "--demos {}/narrow.npz", "has shape (3,), the environment's (17,)"),
     (IMAGINING, f"{CARTPOLE}/moves.npz", "its actions are Discrete(2), expected a flat Box with finite bounds"),
     (("gail_state_seq",), "--seq-len 0", "--seq-len is 0"),
+    (("gail_state_seq",), "--seq-len 1001", "--seq-len is 1001"),
     (("gail_state_seq",), "--discriminator transformer --disc-hidden-size 30", "--disc-hidden-size is 30"),
     (("gail_pixels_ae",), "--frame-stack 0", "--frame-stack is 0"),
     (("gail_pixels_ae",), "--frame-stack 101 --ae-batch-size 512 --num-steps 200", "--frame-stack is 101"),

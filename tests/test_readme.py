@@ -146,7 +146,7 @@ def test_the_page_on_ends_tells_what_the_scripts_do(expert, policy, offset, abso
     logits = gail_ppo.terminal_logits(*counted)
     assert logits.tolist() == pytest.approx([offset, absorbing], abs=0.005)
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
-    names = {"torch": torch, "F": torch.nn.functional, "normalize": lambda x: x, "gamma": 0.9}
+    names = {"torch": torch, "F": torch.nn.functional, "gamma": 0.9}
     names |= {"visits": {"expert": counted[0], "policy": counted[1].clone()}, "logit": torch.zeros(0)}
     names |= {"steps_left": torch.tensor([3]), "terminated": torch.tensor([False]), "next_values": torch.zeros(1)}
     exec(code, names)

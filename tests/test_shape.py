@@ -11,9 +11,9 @@ from conftest import ROOT
 BUDGETS = {
     "gail_ppo": (1028, 58),
     "gail_state_seq": (1072, 61),
-    "gail_pixels_ae": (1623, 92),
+    "gail_pixels_ae": (1618, 92),
     "gail_rssm": (1398, 80),
-    "bc": (813, 45),
+    "bc": (815, 45),
     "collect_expert_sac": (741, 40),
     "toy_pointnav": (892, 48),
 }
