@@ -825,11 +825,11 @@ def train(args: Args) -> dict[str, float]:
     rows, seconds, wandb_id = [], 0.0, None
     if args.resume:
         saved = load_file(args.resume, "--resume", "gail_pixels_ae checkpoint")
-        require("recent" in saved, f"--resume {args.resume}: another version of this script wrote "
-                "it; start a new run.")
         free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
         require(saved["args"] | free == vars(args), "--resume takes all but --total-timesteps, "
                 "--threads and --cuda from the checkpoint; drop the other flags.")
+        require("recent" in saved, f"--resume {args.resume}: another version of this script wrote "
+                "it; start a new run.")
         nets.load_state_dict(saved["networks"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
