@@ -1334,7 +1334,9 @@ def test_files_of_another_script_or_version_are_refused(tmp_path, capsys):
         assert f"it is a gail_ppo {kind}" in refused([flag, path], capsys)
         torch.save({"kind": f"gail_pixels_ae {kind}", "args": settings_of_another}, path)
         assert "another version" in refused([flag, path], capsys)
-    torch.save({"kind": "gail_pixels_ae checkpoint", "args": vars(script.parse_args(["--gamma", "0.9"])), "moments": []}, path)
+    torch.save(
+        {"kind": "gail_pixels_ae checkpoint", "args": vars(script.parse_args(["--gamma", "0.9"])), "moments": []}, path
+    )
     assert "another version" in refused(["--resume", path], capsys)
 
 
