@@ -218,8 +218,8 @@ def discriminator_loss(expert_logit: Tensor, policy_logit: Tensor) -> Tensor:
     return F.softplus(-expert_logit).mean() + F.softplus(policy_logit).mean()
 
 
-def imitation_reward(logit: Tensor, form: str) -> Tensor:
-    """GAIL's reward, of any shape; logit is of the form of AIRL's
+def reward_of_form(logit: Tensor, form: str) -> Tensor:
+    """What a step pays, of any shape: one of GAIL's two forms, or D's logit itself, as in AIRL
     (Fu et al. 2018, https://arxiv.org/abs/1710.11248)."""
     if form == "softplus":
         return F.softplus(logit)  # -log(1 - D)
@@ -410,8 +410,8 @@ def compute_gail_rewards(rollout, disc, recent_rewards: deque, visits: dict, arg
     counts = torch.tensor([logit.numel(), rollout["steps_left"][rollout["terminated"]].sum()])
     visits["policy"] += counts  # of the whole run: with fewer, the reward of an end jumps
     offset, absorbing_logit = terminal_logits(**visits)
-    rewards = imitation_reward(logit + offset, args.reward_form)
-    absorbing = imitation_reward(absorbing_logit, args.reward_form)
+    rewards = reward_of_form(logit + offset, args.reward_form)
+    absorbing = reward_of_form(absorbing_logit, args.reward_form)
     log = {"reward/env_mean": rollout["env_reward"].mean().item()}
     log |= {"reward/gail_mean": rewards.mean().item(), "reward/gail_std": rewards.std().item()}
     log["reward/absorbing"] = absorbing.item()

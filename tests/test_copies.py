@@ -11,7 +11,6 @@ SCRIPTS = ["bc", "gail_ppo", "gail_state_seq", "gail_pixels_ae", "gail_rssm", "c
 SCRIPTS = [ROOT / f"{name}.py" for name in SCRIPTS if (ROOT / f"{name}.py").exists()]
 # One role in every script, about that script's settings and networks
 OWN = {"Args", "train", "evaluate", "main", "parse_args", "report", "plot_curves", "load_agent", "final_evaluation"}
-OWN |= {"imitation_reward"}  # the toy has three forms of it
 
 
 def definitions(path: Path) -> dict[str, str]:

@@ -317,8 +317,8 @@ def test_reward_forms_equal_their_definition_and_stay_finite(form):
     d = torch.sigmoid(logit)
     definition = {"softplus": -torch.log(1 - d), "logsigmoid": torch.log(d)}
     definition["logit"] = definition["softplus"] + definition["logsigmoid"]
-    np.testing.assert_allclose(t.imitation_reward(logit, form), definition[form], atol=1e-9)
-    assert torch.isfinite(t.imitation_reward(torch.tensor([-1e4, 1e4]), form)).all()
+    np.testing.assert_allclose(t.reward_of_form(logit, form), definition[form], atol=1e-9)
+    assert torch.isfinite(t.reward_of_form(torch.tensor([-1e4, 1e4]), form)).all()
 
 
 def test_discriminator_loss_closed_forms():
@@ -577,8 +577,8 @@ def test_rewards_are_ds_opinion_of_what_was_executed_and_of_where_tasks_end(form
     offset, absorbing = t.terminal_logits(visits["expert"], torch.tensor(counts))
     x = torch.cat([t.INPUT_SCALE * rollout["obs"], rollout["executed"]], -1)
     with torch.no_grad():
-        expected = t.imitation_reward(disc(x) + offset, form)
-    absorbing = t.imitation_reward(absorbing, form)
+        expected = t.reward_of_form(disc(x) + offset, form)
+    absorbing = t.reward_of_form(absorbing, form)
     assert log["reward/gail_mean"] == pytest.approx(expected.mean().item(), rel=1e-4, abs=1e-6)
     assert log["reward/gail_std"] == pytest.approx(expected.std().item(), rel=1e-4)
     assert log["reward/env_mean"] == pytest.approx(rollout["env_reward"].mean().item(), rel=1e-5)
