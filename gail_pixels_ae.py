@@ -8,8 +8,7 @@
 
 The learner knows expert and policy as images. An autoencoder turns each frame into a latent of Z
 numbers; policy, value and discriminator D work on the latents of the last K frames. The rest is
-GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, much as in `gail_ppo.py` (but for
-its bound on PPO's ratio and its average of the policy):
+GAIL (Ho & Ermon 2016, https://arxiv.org/abs/1606.03476) and PPO, much as in `gail_ppo.py`:
 
     pretrain autoencoder and predictor, then repeat:
     collect a rollout, encoding each frame once -> update D -> reward = how sure D is of the expert
@@ -79,6 +78,7 @@ from tqdm import tqdm
 REWARD_WINDOW = 10  # rollouts that rewards are normalized over
 INPUT_CLIP = 10.0  # standardized inputs are clipped to [-INPUT_CLIP, INPUT_CLIP]
 INITIAL_LOG_STD, LOG_STD_MIN, LOG_STD_MAX = -0.5, -5.0, 2.0  # of the policy's Gaussian
+MAX_LOG_RATIO = 1.0  # where PPO's log ratio is cut, or one bad action could outweigh a minibatch
 FULL_STEP_INPUTS = 28  # layers of more inputs than this take smaller steps
 # How to look at a body: width and height of the picture and the height of its middle above the
 # floor, in metres; degrees that it looks down; how many of its positions are not observed
@@ -137,6 +137,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the policy's entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradient norm at which PPO's gradients are cut
+    average_share: float = 0.05  # share of rollouts that the judged networks average (0: the last)
     hidden_size: int = 128  # width of the two hidden layers of policy and value
 
     normalize_reward: bool = True  # subtract the running mean, divide by the running std
@@ -167,9 +168,9 @@ class Args:
         at_least |= {"num_steps": max(LOOK_AHEAD, self.frame_stack), "disc_batch_size": WORLD_SIZE}
         at_least |= {"total_timesteps": (1 + self.pretraining_rollouts()) * rollout}
         at_most = {"seed": 2**31 - 1, "gamma": 0.9999, "gae_lambda": 1, "frame_stack": 100}
-        at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE)}
+        at_most |= {"num_minibatches": rollout // (2 * WORLD_SIZE), "average_share": 1}
         may_be_zero = "seed num_demos threads gamma gae_lambda ent_coef vf_coef grad_penalty_coef "
-        may_be_zero += "pretrain_steps ae_steps inverse_coef predictor_steps"  # others: more than 0
+        may_be_zero += "average_share pretrain_steps ae_steps inverse_coef predictor_steps"
         check_settings(self, may_be_zero, at_least, at_most)
         require(self.frames == "render" or body_of(self.env_id) in CAMERAS, f"--env-id is "
                 f"{self.env_id}, but capsules can be drawn of {', '.join(CAMERAS)} alone; choose "
@@ -529,6 +530,15 @@ def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> 
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
+@torch.no_grad()
+def update_average(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow = (1 - rate) * slow + rate * fast, in place, for parameters; statistics are copied."""
+    for slow_parameter, parameter in zip(slow.parameters(), fast.parameters()):
+        slow_parameter.lerp_(parameter, rate)
+    for slow_buffer, buffer in zip(slow.buffers(), fast.buffers()):
+        slow_buffer.copy_(buffer)
+
+
 # The steps of the loop
 
 
@@ -667,7 +677,9 @@ def policy_step(nets, optimizers, args, obs, action, old_log_prob, advantage, re
     log_prob, entropy = agent.log_prob_and_entropy(agent.actor(obs), action)
     log_ratio, entropy = log_prob - old_log_prob, entropy.mean()
     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    policy_loss = ppo_policy_loss(log_ratio, advantage, args.clip_coef)
+    # the dual clip of Ye et al. 2020, https://arxiv.org/abs/1912.09729, c = e
+    bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
+    policy_loss = ppo_policy_loss(bounded, advantage, args.clip_coef)
     value_loss = 0.5 * F.mse_loss(agent.value(obs), returns)
     optimizers["agent"].zero_grad()
     (policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy).backward()
@@ -815,8 +827,10 @@ def train(args: Args) -> dict[str, float]:
             "have no 'observations' to normalize states by; drop the flag.")
     expert = film_expert(demos, render, device)
     nets = Networks(expert["frames"], demos.get("obs"), space, args, generator).to(device)
+    slow = copy.deepcopy(nets)  # their running average: what is evaluated and saved
     optimizers, recent_rewards = make_optimizers(nets, args), deque(maxlen=REWARD_WINDOW)
     graphs = make_graphs(nets, render, optimizers, args)
+    slow_graphs = make_graphs(slow, render, {}, args)
     steps_left = (demos["max_episode_steps"] - demos["lengths"])[demos["terminated"]].sum()
     counts = torch.tensor([demos["lengths"].sum(), steps_left])
     visits = {"expert": counts, "policy": torch.zeros(2)}
@@ -828,9 +842,8 @@ def train(args: Args) -> dict[str, float]:
         free = {x: getattr(args, x) for x in ("resume", "total_timesteps", "threads", "cuda")}
         require(saved["args"] | free == vars(args), "--resume takes all but --total-timesteps, "
                 "--threads and --cuda from the checkpoint; drop the other flags.")
-        require("recent" in saved, f"--resume {args.resume}: another version of this script wrote "
-                "it; start a new run.")
         nets.load_state_dict(saved["networks"])
+        slow.load_state_dict(saved["slow"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
             for group in optimizer.param_groups:  # of a run on another device, maybe
@@ -891,7 +904,8 @@ def train(args: Args) -> dict[str, float]:
         clock.append(time.perf_counter())
 
         if RANK > 0:
-            continue  # process 0 evaluates, logs and saves
+            continue  # process 0 averages, evaluates, logs and saves
+        update_average(slow, nets, 1 / (1 + args.average_share * iteration))
         step, last = pretraining + (iteration + 1) * batch_size, iteration == num_iterations - 1
         # Nothing may hang on the true return, not even whether the run goes on.
         losses = [name for name in log if name.startswith(("losses/", "disc/", "ae/"))]
@@ -901,7 +915,7 @@ def train(args: Args) -> dict[str, float]:
                 f"{', '.join(bad) or 'weights'} not finite; start again with smaller learning "
                 "rates (the last checkpoint is older).")
         if last or step % args.eval_interval < batch_size:  # passed a multiple
-            returns = evaluate(nets, render, graphs, demos, 20, args.seed + 10_000, args)[-1]
+            returns = evaluate(slow, render, slow_graphs, demos, 20, args.seed + 10_000, args)[-1]
             log |= return_metrics(returns, demos)
             log |= reconstruct(nets.autoencoder, expert, rollout, run_dir / "reconstructions.png")
             bar.set_postfix_str(f"return {returns.mean():.0f}")
@@ -919,6 +933,7 @@ def train(args: Args) -> dict[str, float]:
                 "kind": "gail_pixels_ae checkpoint",
                 "args": vars(args),
                 "networks": nets.state_dict(),
+                "slow": slow.state_dict(),
                 "optimizers": {name: x.state_dict() for name, x in optimizers.items()},
                 "recent": list(recent_rewards),
                 "visits": visits,
@@ -930,14 +945,14 @@ def train(args: Args) -> dict[str, float]:
                 "wandb_id": wandb.run.id if args.track else None,
             }
             policy = {"kind": "gail_pixels_ae policy", "args": vars(args)}
-            policy |= {"networks": nets.state_dict(), "max_episode_steps": limit}
+            policy |= {"networks": slow.state_dict(), "max_episode_steps": limit}
             write_csv(rows, run_dir / "metrics.csv")
             save_atomically(policy, run_dir / "policy.pt")
             save_atomically(checkpoint, run_dir / "checkpoint.pt")
     envs.close()
     if RANK > 0:
         return {}
-    return report(nets, render, graphs, demos, rows, seconds, args, run_dir)
+    return report(slow, render, slow_graphs, demos, rows, seconds, args, run_dir)
 
 
 # --- Plumbing: demonstrations, environments, frames, processes ---

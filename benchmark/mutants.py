@@ -465,6 +465,31 @@ MUTANTS = [
         "Adam(disc.parameters(), lr=args.learning_rate",
     ),
     ("gail_state_seq", "evaluated is the policy, not its average", "evaluate(slow, demos", "evaluate(agent, demos"),
+    (
+        "gail_pixels_ae",
+        "evaluated are the networks, not their average",
+        "evaluate(slow, render, slow_graphs",
+        "evaluate(nets, render, graphs",
+    ),
+    (
+        "gail_pixels_ae",
+        "the last networks are saved",
+        '{"networks": slow.state_dict(), "max',
+        '{"networks": nets.state_dict(), "max',
+    ),
+    (
+        "gail_pixels_ae",
+        "the average is lost at a resume",
+        '        slow.load_state_dict(saved["slow"])\n',
+        "",
+    ),
+    ("gail_pixels_ae", "the average has the statistics of before", "slow_buffer.copy_(buffer)", "pass"),
+    (
+        "gail_pixels_ae",
+        "one bad action outweighs the rest",
+        "bounded = log_ratio.clamp(max=MAX_LOG_RATIO)",
+        "bounded = log_ratio",
+    ),
     ("gail_pixels_ae", "the policy goes down", "    (policy_loss + args.vf_coef", "    (-policy_loss + args.vf_coef"),
     (
         "gail_pixels_ae",

@@ -11,7 +11,7 @@ from conftest import ROOT
 BUDGETS = {
     "gail_ppo": (1028, 58),
     "gail_state_seq": (1072, 61),
-    "gail_pixels_ae": (1618, 92),
+    "gail_pixels_ae": (1633, 92),
     "gail_rssm": (1398, 80),
     "bc": (815, 45),
     "collect_expert_sac": (741, 40),
