@@ -1153,6 +1153,9 @@ def test_what_is_saved_is_the_running_average_of_the_networks(tmp_path, monkeypa
         assert not torch.equal(policy[name], last[i])
     statistics = saved["networks"].keys() - set(names)
     assert len(statistics) > 4 and all(torch.equal(policy[x], saved["networks"][x]) for x in statistics)
+    mini(tmp_path, "--average-share", "0", name="last")
+    last = checkpoint_of(tmp_path / "last")
+    assert same(last["slow"], last["networks"])
 
 
 class Killed(Exception):
