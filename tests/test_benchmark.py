@@ -392,6 +392,27 @@ def test_how_precisely_the_pixel_script_sees():
     assert (seen[2, -18:-12] == 0).all() and len(eyes.main(flags.split(), steps=2)) == 17
 
 
+def test_what_happens_along_the_episodes_of_a_pixel_run(tmp_path):
+    import along
+
+    episodes = [np.stack([np.full(n, k), np.arange(n)], axis=1) for k, n in ((1.0, 100), (4.0, 70), (8.0, 20))]
+    assert along.windows(episodes) == [(0, 2, 2.5, 24.5), (50, 1, 1.0, 74.5)]  # 20 and 70 steps fill one less
+
+    flags = "--image-size 16 --latent-dim 4 --pretrain-steps 3 --predictor-steps 1 --num-envs 4 --num-steps 20 "
+    flags += "--num-minibatches 1 --ae-batch-size 16 --num-demos 3 --threads 1 --eval-episodes 2 --no-capture-video "
+    flags += f"--total-timesteps 240 --output-dir {tmp_path} --run-name tiny"
+    along.script.train(along.script.parse_args(flags.split()))
+    rows = along.main(tmp_path / "tiny", episodes=2)
+    assert [row[1:4] for row in rows] == [
+        *(("demonstrations", 0, 3), ("demonstrations", 50, 3), ("mean action", 0, 2), ("mean action", 50, 2)),
+        *(("sampled", 0, 2), ("sampled", 50, 2)),
+    ]
+    demos = along.script.load_demos(along.script.parse_args(["--num-demos", "3"]), required=["observations"])
+    halves = demos["obs"].reshape(3, 2, 50, 17)[..., 8].mean((0, 2))  # the ninth of HalfCheetah's 17 is its velocity
+    np.testing.assert_allclose([row[4] for row in rows[:2]], halves, atol=0.01)
+    assert all(abs(row[4]) < 2 and row[5] > 0 for row in rows[2:]) and rows[2][2:] != rows[4][2:]
+
+
 def test_eyes_need_two_demonstrations():
     import eyes
 
