@@ -1,8 +1,8 @@
 """What happens along the episodes of a run of gail_pixels_ae.py with capsules: `python benchmark/along.py runs/<run>`.
 
 For every fifty steps of the demonstrations, and of the run's policy with its mean action and with sampled ones: how
-many episodes last that long, the forward velocity, and of the policy what D pays for a step, and what the value function
-expects (in normalized rewards). benchmark/results/hopper_along.csv has three runs. A minute each.
+many episodes last that long, the forward velocity, what D pays the policy for a step, and the value that it expects (in
+normalized rewards). benchmark/results/hopper_along.csv has three runs. A minute each.
 """
 
 import csv
