@@ -324,6 +324,16 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             THREE,
         ),
         (
+            "Hopper, entropy bonus 0.005, 2M",
+            "gail_pixels_ae.py",
+            [
+                *("--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_stochastic-one.npz"),
+                *("--ae-steps", "0", "--latent-dim", "32", "--learning-rate", "7e-4"),
+                *("--disc-learning-rate", "3e-4", "--total-timesteps", "2000000", "--ent-coef", "0.005"),
+            ],
+            THREE,
+        ),
+        (
             "Hopper, gradient penalty 1, 2M",
             "gail_pixels_ae.py",
             [
