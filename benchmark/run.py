@@ -343,6 +343,16 @@ SUITES: dict[str, list[tuple[str, str, list[str], range]]] = {
             ],
             THREE,
         ),
+        (
+            "Hopper, demonstrations that never fall, gradient penalty 1, 3M",
+            "gail_pixels_ae.py",
+            [
+                *("--env-id", "Hopper-v4", "--demos", "runs/hopper/hopper-v4_sac_deterministic.npz"),
+                *("--ae-steps", "0", "--latent-dim", "32", "--learning-rate", "7e-4"),
+                *("--disc-learning-rate", "3e-4", "--total-timesteps", "3000000", "--grad-penalty-coef", "1"),
+            ],
+            THREE,
+        ),
         ("HalfCheetah, policy on the state, 1M", "gail_pixels_ae.py", ["--policy-obs", "state"], THREE),
         ("HalfCheetah, one demonstration, 1M", "gail_pixels_ae.py", ["--num-demos", "1"], THREE),
     ],
