@@ -71,6 +71,7 @@ def main(run_dir: Path, episodes: int = EPISODES) -> list[tuple]:
 
 if __name__ == "__main__":
     try:
+        script.require(len(sys.argv) > 1, "no run was given; give the folder of one, such as runs/<run>.")
         writer = csv.writer(sys.stdout)
         writer.writerow(COLUMNS)
         for folder in sys.argv[1:]:

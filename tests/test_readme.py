@@ -87,6 +87,8 @@ def test_the_commands_of_the_benchmark_parse(monkeypatch):
         module = importlib.import_module(name)
         if name == "eyes":  # has the flags of the pixel script
             gail_pixels_ae.parse_args(shlex.split(flags))
+        elif name == "along":  # has the folders of runs
+            assert flags.strip() == "runs/<run>"
         elif hasattr(module, "Args"):
             args = tyro.cli(module.Args, args=shlex.split(flags))
             assert getattr(args, "suite", "gail") in importlib.import_module("run").SUITES
