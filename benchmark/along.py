@@ -2,7 +2,7 @@
 
 For every fifty steps of the demonstrations, and of the run's policy with its mean action and with sampled ones: how
 many episodes last that long, the forward velocity, what D pays the policy for a step, and the value that it expects (in
-normalized rewards). benchmark/results/hopper_along.csv has three runs. A minute each.
+normalized rewards). benchmark/results/hopper_along.csv has such tables. A minute each.
 """
 
 import csv
@@ -58,6 +58,10 @@ def policy_episodes(loaded: tuple, visits: dict, velocity: int, generator, episo
 def main(run_dir: Path, episodes: int = EPISODES) -> list[tuple]:
     loaded = script.load_agent(script.Args(evaluate=str(run_dir / "policy.pt"), threads=1))
     _, render, _, _, args = loaded
+    script.require(
+        args.frames == "capsules",
+        f"{run_dir} is a run with --frames render, whose states are unknown; give one with capsules.",
+    )
     visits = script.load_file(str(run_dir / "checkpoint.pt"), "checkpoint", "gail_pixels_ae checkpoint")["visits"]
     velocity = render.qpos.shape[1] - render.unobserved  # the first of the velocities
     demos = script.load_demos(args, required=["observations"])
